@@ -1,0 +1,1 @@
+"""Kafka and the process: events, topics, the updater, the command line."""
