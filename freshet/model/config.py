@@ -1,0 +1,116 @@
+"""What a bundle says about its towers: dimensions, relations and list lengths. No tensors here.
+
+Each tower is two layers of GraphSAGE over several relations. With `h` a table of node states,
+
+    layer(n) = h[n] @ W_self[type of n] + b[type of n] + sum over relations r of
+               (sum over j of weight[n, r, j] * h[nbr[n, r, j]]) @ W_r
+
+The inner layer reads feature vectors `x` and ends in `activation`; the outer layer reads inner states and
+ends in L2 normalisation. `user` lists are purchased, viewed, has_session; `product` lists are
+co_purchased, purchased_by, viewed_by; a session's list is `contains`. A relation that is not named is
+not read, and costs nothing when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from freshet.store.lists import Gather
+
+Reads = Mapping[str, Gather]
+"""Relation -> how it is read. For has_session, `num_neighbors` sessions; for contains, items a session."""
+
+NODE_OF_RELATION = {
+    "purchased": "user",
+    "viewed": "user",
+    "has_session": "user",
+    "co_purchased": "product",
+    "purchased_by": "product",
+    "viewed_by": "product",
+    "contains": "session",
+}
+"""The node type that owns each relation's lists."""
+
+NEIGHBOR_OF_RELATION = {
+    "purchased": "product",
+    "viewed": "product",
+    "has_session": "session",
+    "co_purchased": "product",
+    "purchased_by": "user",
+    "viewed_by": "user",
+    "contains": "product",
+}
+"""The node type that each relation's lists name."""
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class LayerReads:
+    """The relations a tower reads in its outer layer (from the target) and its inner layer (everywhere else).
+
+    In the inner layer of the user tower, users are read themselves, too (their own first-layer state);
+    in that of the item tower, products.
+    """
+
+    outer: Reads
+    inner: Reads
+
+
+def _user_tower() -> LayerReads:
+    return LayerReads(
+        outer={
+            "purchased": Gather(20, half_life_ms=60 * DAY_MS),
+            "viewed": Gather(10, half_life_ms=30 * DAY_MS),
+            "has_session": Gather(2),
+        },
+        inner={
+            "purchased": Gather(20, half_life_ms=60 * DAY_MS),
+            "viewed": Gather(10, half_life_ms=30 * DAY_MS),
+            "contains": Gather(10),
+            "co_purchased": Gather(10),
+        },
+    )
+
+
+def _item_tower() -> LayerReads:
+    return LayerReads(
+        outer={"co_purchased": Gather(10), "purchased_by": Gather(5), "viewed_by": Gather(5)},
+        inner={"co_purchased": Gather(10), "purchased": Gather(10), "viewed": Gather(10)},
+    )
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """`dim` of every state and of the embeddings, the activation of the inner layer, and what is read."""
+
+    dim: int = 128
+    activation: Literal["relu", "none"] = "relu"
+    user: LayerReads = field(default_factory=_user_tower)
+    item: LayerReads = field(default_factory=_item_tower)
+
+    def reads(self, tower: Literal["user", "item"], layer: Literal["outer", "inner"], node: str) -> Reads:
+        """What nodes of type `node` read in one layer of one tower."""
+        layers = self.user if tower == "user" else self.item
+        chosen = layers.outer if layer == "outer" else layers.inner
+        return {r: g for r, g in chosen.items() if NODE_OF_RELATION[r] == node}
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How attributes become codes; code 0 of every table is "absent" and has a learned vector of its own."""
+
+    category_levels: int = 4
+    category_buckets: int = 8192
+    brand_buckets: int = 4096
+    price_buckets: int = 32
+    tokens_max: int = 12
+    token_buckets: int = 16384
+    description_dim: int = 0
+    age_buckets: int = 64
+    geo_buckets: int = 1024
+    signup_buckets: int = 64
+    device_buckets: int = 64
+    duration_buckets: int = 16
