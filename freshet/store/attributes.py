@@ -15,6 +15,10 @@ NEVER_MS = -1
 """Time of a register that nobody wrote."""
 
 
+KEY_MAX = 2**64 - 1
+"""Key of a write that takes the value back: at the same time it wins over any value."""
+
+
 class Registers(Generic[A]):
     """One register a node; a register nobody wrote, or whose last write took the value back, holds None."""
 
@@ -34,7 +38,7 @@ class Registers(Generic[A]):
 
         A loop over records: attributes change a thousand times less often than lists do.
         """
-        written = []
+        written: list[int] = []
         for i, (node, time, key) in enumerate(zip(nodes.tolist(), times.tolist(), keys.tolist(), strict=True)):
             if (time, key) > (int(self.time[node]), int(self.key[node])):
                 self.time[node] = time

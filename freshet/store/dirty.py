@@ -10,17 +10,13 @@ from freshet.store.columns import I32
 
 
 class DirtySet:
-    """A queue of distinct nodes. A node added twice keeps its first place, so waits are bounded.
-
-    `oldest_ms` is when the node now at the front was added, to the accuracy of one `stamp` a batch.
-    """
+    """A queue of distinct nodes; a node added again while it waits keeps its place."""
 
     def __init__(self) -> None:
         self.member: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
-        self.queue: I32 = np.zeros(0, dtype=np.int32)
+        self.queue: I32 = np.zeros(1, dtype=np.int32)
         self.head = 0
         self.tail = 0
-        self._stamps: list[tuple[int, float]] = []
 
     def __len__(self) -> int:
         return self.tail - self.head
@@ -30,13 +26,11 @@ class DirtySet:
         if nodes <= self.member.shape[0]:
             return
         size = max(nodes, 2 * self.member.shape[0], 1024)
-        waiting = self.queue[np.arange(self.head, self.tail) % max(1, self.queue.shape[0])]
+        waiting = self._places(self.tail - self.head)
         member = np.zeros(size, dtype=np.bool_)
         member[: self.member.shape[0]] = self.member
         queue = np.zeros(size, dtype=np.int32)
         queue[: waiting.shape[0]] = waiting
-        shift = self.head
-        self._stamps = [(place - shift, at) for place, at in self._stamps]
         self.member, self.queue, self.head, self.tail = member, queue, 0, waiting.shape[0]
 
     def add(self, nodes: I32) -> None:
@@ -44,24 +38,13 @@ class DirtySet:
         if nodes.shape[0]:
             self.tail = kernels.mark(nodes, self.member, self.queue, self.tail)
 
-    def stamp(self, now_ms: float) -> None:
-        """Note that everything added since the last stamp was added at `now_ms`."""
-        if not self._stamps or self._stamps[-1][0] < self.tail:
-            if len(self):
-                self._stamps.append((self.tail, now_ms))
-
-    def oldest_ms(self) -> float | None:
-        """When the front node was added; None when nothing waits."""
-        while self._stamps and self._stamps[0][0] <= self.head:
-            self._stamps.pop(0)
-        if not len(self):
-            return None
-        return self._stamps[0][1] if self._stamps else None
-
-    def take(self, count: int) -> I32:
-        """Remove and return up to `count` nodes, longest waiting first."""
-        n = min(count, len(self))
-        nodes = self.queue[np.arange(self.head, self.head + n) % max(1, self.queue.shape[0])]
+    def take(self, count: int | None = None) -> I32:
+        """Remove and return up to `count` nodes (all by default), longest waiting first."""
+        n = len(self) if count is None else min(count, len(self))
+        nodes = self._places(n)
         self.head += n
         self.member[nodes] = False
         return nodes
+
+    def _places(self, n: int) -> I32:
+        return self.queue[np.arange(self.head, self.head + n) % self.queue.shape[0]]

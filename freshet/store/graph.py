@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from freshet.store import kernels
-from freshet.store.attributes import NEVER_MS, Registers
+from freshet.store.attributes import KEY_MAX, NEVER_MS, Registers
 from freshet.store.columns import (
     F32,
     I32,
@@ -135,10 +135,16 @@ class GraphStore:
         self._reserve()
         if self.forgotten_by_hash:
             for number in range(before, len(self.users)):
-                self.forgotten_until[number] = self.forgotten_by_hash.get(
-                    int(self.users.hash[number]), NEVER_MS
-                )
+                self._remember_forgetting(number)
         return numbers
+
+    def _remember_forgetting(self, user: int) -> None:
+        """A user who comes back under a new number is still forgotten up to the same time."""
+        until_ms = self.forgotten_by_hash.get(int(self.users.hash[user]))
+        if until_ms is not None:
+            self.forgotten_until[user] = until_ms
+            self.user_attributes.time[user] = until_ms
+            self.user_attributes.key[user] = KEY_MAX
 
     def _reserve(self) -> None:
         users, products = len(self.users), len(self.products)

@@ -1,0 +1,237 @@
+"""Frozen towers: the layers of `towers.py` as dense NumPy gathers with cached first-layer states.
+
+No torch here: a worker serves from the bundle's weights alone. The caches hold, for every node, its
+feature vector `x` and its inner state in each tower that reads it from outside, so that an embedding
+costs one outer layer. Parity with the PyG layers is what the tests and `freshet verify` check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from freshet.model.bundle import Bundle
+from freshet.model.config import NEIGHBOR_OF_RELATION, Reads
+from freshet.model.features import (
+    embed_products,
+    embed_sessions,
+    embed_users,
+    product_codes,
+    session_codes,
+    user_codes,
+)
+from freshet.store import kernels
+from freshet.store.columns import F32, I32
+from freshet.store.graph import GraphStore
+from freshet.store.lists import Block, Gather, NeighborLists, grown
+
+TowerName = Literal["user", "item"]
+
+NORM_MIN = 1e-12
+"""Least norm an embedding is divided by, as in torch.nn.functional.normalize."""
+
+
+class Layer:
+    """One layer of one tower for one node type: `W_self` and the relations' matrices, stacked."""
+
+    def __init__(self, weights: Mapping[str, F32], prefix: str, node: str, reads: Reads) -> None:
+        self.reads = dict(reads)
+        parts = [weights[f"{prefix}.self.{node}"], *(weights[f"{prefix}.{r}"] for r in self.reads)]
+        self.matrix: F32 = np.ascontiguousarray(np.concatenate(parts, axis=0), dtype=np.float32)
+        self.bias: F32 = weights[f"{prefix}.bias.{node}"].astype(np.float32)
+        self.dim = int(self.matrix.shape[1])
+
+    def inputs(self, n: int) -> F32:
+        """Room for the own states and one neighbourhood mean a relation, [n, (1 + relations) * dim]."""
+        return np.zeros((n, (1 + len(self.reads)) * self.dim), dtype=np.float32)
+
+    def apply(self, inputs: F32) -> F32:
+        """[n, (1 + relations) * dim] -> [n, dim]."""
+        return inputs @ self.matrix + self.bias
+
+
+class FrozenTowers:
+    """Encodes users and products of one graph with one bundle.
+
+    `refresh_*` bring the caches of the named nodes up to date; `encode_*` read them. The caller decides
+    which nodes are due (`affected.py`). Numbers are the graph's dense ids, int32 [n].
+    """
+
+    def __init__(self, bundle: Bundle, graph: GraphStore) -> None:
+        self.bundle = bundle
+        self.graph = graph
+        self.config = bundle.config
+        self.dim = bundle.config.dim
+        graph.co_purchased.freeze(bundle.frozen_counts(graph))
+        empty = np.zeros((0, self.dim), dtype=np.float32)
+        self.x_user, self.x_product = empty, empty
+        self.inner_user_product, self.inner_item_product, self.inner_item_user = empty, empty, empty
+        self._layers = {
+            (tower, layer, node): Layer(
+                bundle.weights, f"{tower}.{layer}", node, self.config.reads(tower, layer, node)
+            )
+            for tower, layer, node in (
+                ("user", "outer", "user"),
+                ("user", "inner", "user"),
+                ("user", "inner", "product"),
+                ("user", "inner", "session"),
+                ("item", "outer", "product"),
+                ("item", "inner", "product"),
+                ("item", "inner", "user"),
+            )
+        }
+        self._device_names = 0
+        self._device_embedding = empty
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Bring every cache up to date with the graph, from nothing."""
+        users = np.arange(len(self.graph.users), dtype=np.int32)
+        products = np.arange(len(self.graph.products), dtype=np.int32)
+        self.refresh_features(users, products)
+        self.refresh_inner(users, products)
+
+    # --- caches ---------------------------------------------------------------------------------
+
+    def refresh_features(self, users: I32, products: I32) -> None:
+        """Recompute the feature vectors `x` of these nodes."""
+        self._reserve()
+        weights, features = self.bundle.weights, self.bundle.features
+        for part in _chunks(users):
+            codes = user_codes(self.graph.user_attributes.take(part), features, self.bundle.vocabulary)
+            self.x_user[part] = embed_users(weights, codes)
+        for part in _chunks(products):
+            ids = self.graph.products.names(part)
+            attributes = self.graph.product_attributes.take(part)
+            codes_p = product_codes(ids, attributes, features, self.bundle.vocabulary)
+            self.x_product[part] = embed_products(weights, codes_p)
+
+    def refresh_inner(self, users: I32, products: I32) -> None:
+        """Recompute the first-layer states of these nodes, in every tower that reads them."""
+        self._reserve()
+        for part in _chunks(products):
+            blocks: dict[tuple[str, Gather], Block] = {}
+            self.inner_user_product[part] = self._inner("user", "product", part, blocks)
+            self.inner_item_product[part] = self._inner("item", "product", part, blocks)
+        for part in _chunks(users):
+            self.inner_item_user[part] = self._inner("item", "user", part, {})
+
+    def _reserve(self) -> None:
+        users, products = len(self.graph.users), len(self.graph.products)
+        self.x_user = grown(self.x_user, users)
+        self.inner_item_user = grown(self.inner_item_user, users)
+        self.x_product = grown(self.x_product, products)
+        self.inner_user_product = grown(self.inner_user_product, products)
+        self.inner_item_product = grown(self.inner_item_product, products)
+
+    # --- encoding -------------------------------------------------------------------------------
+
+    def encode_users(self, users: I32) -> F32:
+        """Embeddings of these users, [n, dim] float32, L2-normalised."""
+        out = np.empty((users.shape[0], self.dim), dtype=np.float32)
+        for start in range(0, users.shape[0], CHUNK):
+            part = users[start : start + CHUNK]
+            blocks: dict[tuple[str, Gather], Block] = {}
+            layer = self._layers["user", "outer", "user"]
+            inputs = layer.inputs(part.shape[0])
+            inputs[:, : self.dim] = self._inner("user", "user", part, blocks)
+            for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
+                if relation == "has_session":
+                    inputs[:, i * self.dim : (i + 1) * self.dim] = self._session_mean(part, gather)
+                else:
+                    self._mean(relation, gather, part, self.inner_user_product, blocks, inputs, i)
+            out[start : start + CHUNK] = normalise(layer.apply(inputs))
+        return out
+
+    def encode_products(self, products: I32) -> F32:
+        """Embeddings of these products, [n, dim] float32, L2-normalised."""
+        out = np.empty((products.shape[0], self.dim), dtype=np.float32)
+        for start in range(0, products.shape[0], CHUNK):
+            part = products[start : start + CHUNK]
+            layer = self._layers["item", "outer", "product"]
+            inputs = layer.inputs(part.shape[0])
+            inputs[:, : self.dim] = self.inner_item_product[part]
+            for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
+                of_users = NEIGHBOR_OF_RELATION[relation] == "user"
+                table = self.inner_item_user if of_users else self.inner_item_product
+                self._mean(relation, gather, part, table, {}, inputs, i)
+            out[start : start + CHUNK] = normalise(layer.apply(inputs))
+        return out
+
+    def _inner(self, tower: TowerName, node: str, nodes: I32, blocks: dict[tuple[str, Gather], Block]) -> F32:
+        layer = self._layers[tower, "inner", node]
+        inputs = layer.inputs(nodes.shape[0])
+        inputs[:, : self.dim] = (self.x_user if node == "user" else self.x_product)[nodes]
+        for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
+            table = self.x_user if NEIGHBOR_OF_RELATION[relation] == "user" else self.x_product
+            self._mean(relation, gather, nodes, table, blocks, inputs, i)
+        return self._activate(layer.apply(inputs))
+
+    def _mean(
+        self, relation: str, gather: Gather, nodes: I32, table: F32,
+        blocks: dict[tuple[str, Gather], Block], inputs: F32, place: int,
+    ) -> None:  # fmt: skip
+        """Write the weighted mean over one relation into its columns of `inputs`."""
+        key = (relation, gather)
+        if key not in blocks:
+            blocks[key] = read_block(self.graph, relation, gather, nodes)
+        block = blocks[key]
+        kernels.weighted_sum(table, block.nbr, block.weight, inputs, place * self.dim)
+
+    def _session_mean(self, users: I32, gather: Gather) -> F32:
+        """Mean of the inner states of each user's newest sessions, [n, dim]."""
+        layer = self._layers["user", "inner", "session"]
+        items = layer.reads["contains"].num_neighbors if "contains" in layer.reads else 1
+        block = self.graph.sessions.recent(users, gather.num_neighbors, items)
+        row, place = np.nonzero(np.arange(gather.num_neighbors) < block.count[:, None])
+        out = np.zeros((users.shape[0], self.dim), dtype=np.float32)
+        if not row.shape[0]:
+            return out
+        inputs = layer.inputs(row.shape[0])
+        inputs[:, : self.dim] = self._session_x(block.device[row, place], block.duration_s[row, place])
+        if "contains" in layer.reads:
+            kernels.weighted_sum(
+                self.x_product, block.nbr[row, place], block.weight[row, place], inputs, self.dim
+            )
+        states = self._activate(layer.apply(inputs))
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        out[row[starts]] = np.add.reduceat(states, starts, axis=0) / block.count[row[starts], None]
+        return out
+
+    def _session_x(self, device: I32, duration_s: F32) -> F32:
+        names = self.graph.devices.names(device[device >= 0])
+        of_device: list[str | None] = [None] * device.shape[0]
+        for place, name in zip(np.flatnonzero(device >= 0).tolist(), names, strict=True):
+            of_device[place] = name
+        codes = session_codes(of_device, duration_s, self.bundle.features)
+        return embed_sessions(self.bundle.weights, codes)
+
+    def _activate(self, states: F32) -> F32:
+        if self.config.activation == "relu":
+            np.maximum(states, 0.0, out=states)
+        return states
+
+
+CHUNK = 1024
+"""Nodes encoded at a time: bounds the memory of the gathered inputs."""
+
+
+def _chunks(nodes: I32) -> list[I32]:
+    return [nodes[i : i + CHUNK] for i in range(0, nodes.shape[0], CHUNK)]
+
+
+def normalise(vectors: F32) -> F32:
+    """Divide each row by its L2 norm."""
+    norm = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    out: F32 = vectors / np.maximum(norm, NORM_MIN)[:, None]
+    return out
+
+
+def read_block(graph: GraphStore, relation: str, gather: Gather, nodes: I32) -> Block:
+    """The neighbours of `nodes` in one relation, as the towers read them."""
+    if relation == "co_purchased":
+        return graph.co_purchased.top(nodes, graph.products.hash, gather.num_neighbors)
+    lists: NeighborLists = getattr(graph, relation)
+    return lists.recent(nodes, gather)

@@ -1,0 +1,227 @@
+"""The one data path: a micro-batch of records becomes embeddings in Redis and in the item index.
+
+    decoded  = decode(records)
+    touched  = graph.apply(decoded.columns)
+    affected = direct(touched)
+    vectors  = towers.encode_users(affected.users)
+    sink.write_users(affected.users, vectors)
+
+Ripples, the nodes that read what has changed, are worked off by `ripple` under a budget of time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from freshet.model.affected import Ripples, direct
+from freshet.model.frozen import FrozenTowers
+from freshet.store.columns import I32, EventColumns
+from freshet.store.graph import GraphStore
+from freshet.stream.decode import Decoded, DecodeLimits, decode
+from freshet.stream.events import Kind
+from freshet.stream.records import Record
+from freshet.stream.sink import Sink
+
+
+@dataclass(frozen=True)
+class RippleSettings:
+    """How stale what an event touched only indirectly may get, and what working it off may cost."""
+
+    ripple_interval_ms: float = 200.0
+    """Least time between two waves; longer coalesces more and costs staleness."""
+    ripple_share: float = 0.5
+    """Of a busy worker's time, the share that ripples may take; an idle worker gives them all of it."""
+    ripple_chunk: int = 512
+    """Nodes recomputed at a time: bounds what a ripple adds to the latency of an event that arrives meanwhile."""
+
+
+@dataclass
+class Totals:
+    """What an updater has done since it began; `seconds` by stage."""
+
+    records: int = 0
+    events: dict[str, int] = field(default_factory=dict)
+    lines: int = 0
+    rejected: int = 0
+    users_written: int = 0
+    users_rippled: int = 0
+    products_written: int = 0
+    waves: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Updater:
+    """Keeps the embeddings of one graph up to date.
+
+    Before `go_live`, `absorb` only merges events into the state (a worker that catches up does not show
+    readers the past). Afterwards every `step` ends with the embeddings of its users written.
+    """
+
+    def __init__(
+        self,
+        graph: GraphStore,
+        towers: FrozenTowers,
+        sink: Sink,
+        kinds: Mapping[str, Kind],
+        limits: DecodeLimits | None = None,
+        settings: RippleSettings | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.graph = graph
+        self.towers = towers
+        self.sink = sink
+        self.kinds = kinds
+        self.limits = limits or DecodeLimits()
+        self.settings = settings or RippleSettings()
+        self.ripples = Ripples(graph, towers.config)
+        self.totals = Totals()
+        self._monotonic = monotonic
+        self._last_wave = -np.inf
+
+    def step(self, records: Sequence[Record]) -> Decoded:
+        """Bring everything that `records` touched directly up to date; returns what was decoded and rejected."""
+        with self._stage("decode"):
+            decoded = decode(records, self.kinds, self.limits)
+        with self._stage("apply"):
+            touched = self.graph.apply(decoded.columns)
+        with self._stage("affected"):
+            affected = direct(touched, self.towers.config, self.graph)
+            self.sink.note_sources(records, decoded)
+        with self._stage("first layer"):
+            self.towers.refresh_features(affected.x_users, affected.x_products)
+            self.towers.refresh_inner(affected.inner_users, affected.inner_products)
+        with self._stage("encode"):
+            vectors = self.towers.encode_users(affected.users)
+        with self._stage("write"):
+            self.sink.write_users(affected.users, vectors)
+            self.sink.forget_users(touched.forgotten_ids)
+        with self._stage("new products"):
+            self._write_products(affected.new_products)
+        self.ripples.note(affected, touched, self._monotonic() * 1e3)
+        self._count(records, decoded, affected.users.shape[0])
+        return decoded
+
+    def absorb(self, columns: EventColumns) -> None:
+        """Merge events into the state without encoding anything."""
+        with self._stage("absorb"):
+            self.graph.apply(columns)
+
+    def absorb_records(self, records: Sequence[Record]) -> Decoded:
+        """Decode records and merge them into the state without encoding anything."""
+        decoded = decode(records, self.kinds, self.limits)
+        self.sink.note_sources(records, decoded)
+        self.absorb(decoded.columns)
+        self._count(records, decoded, 0)
+        return decoded
+
+    def go_live(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Encode and write every user and product; from now on `step` keeps them up to date."""
+        with self._stage("rebuild"):
+            self.towers.rebuild()
+        users = np.arange(len(self.graph.users), dtype=np.int32)
+        products = np.arange(len(self.graph.products), dtype=np.int32)
+        for done in range(0, users.shape[0], WRITE_CHUNK):
+            self._write_users(users[done : done + WRITE_CHUNK])
+            if progress:
+                progress("users", min(done + WRITE_CHUNK, users.shape[0]), users.shape[0])
+        for done in range(0, products.shape[0], WRITE_CHUNK):
+            self._write_products(products[done : done + WRITE_CHUNK])
+            if progress:
+                progress("products", min(done + WRITE_CHUNK, products.shape[0]), products.shape[0])
+
+    def ripple(self, budget_ms: float) -> bool:
+        """Work off ripples for about `budget_ms`; returns whether any are left."""
+        ripples, chunk = self.ripples, self.settings.ripple_chunk
+        end = self._monotonic() + budget_ms / 1e3
+        while True:
+            if not ripples.due and not self._start_wave():
+                return bool(ripples.sources)
+            if len(ripples.due_inner_products) or len(ripples.due_inner_users):
+                with self._stage("ripple first layer"):
+                    users, products = ripples.due_inner_users.take(chunk), ripples.due_inner_products.take(chunk)
+                    self.towers.refresh_inner(users, products)
+                    ripples.note_inner(users, products, self._monotonic() * 1e3)
+            elif len(ripples.due_users):
+                with self._stage("ripple users"):
+                    users = ripples.due_users.take(chunk)
+                    self._write_users(users)
+                    self.totals.users_rippled += users.shape[0]
+            else:
+                with self._stage("ripple products"):
+                    self._write_products(ripples.due_products.take(chunk))
+            if self._monotonic() >= end:
+                return bool(ripples.sources or ripples.due)
+
+    def drain(self, progress: Callable[[int], None] | None = None) -> None:
+        """Work off every ripple; afterwards every embedding is exact."""
+        while self.ripples.sources or self.ripples.due:
+            self._last_wave = -np.inf
+            self.ripple(100.0)
+            if progress:
+                progress(self.ripples.due)
+
+    def staleness_ms(self) -> float:
+        """Age of the oldest change that some embedding does not show yet; 0 when all are exact."""
+        since = self.ripples.since_ms
+        return 0.0 if since is None else self._monotonic() * 1e3 - since
+
+    def mark_all(self) -> None:
+        """Every embedding has to be written again (the store has lost its data); `ripple` does it."""
+        self.ripples.reserve()
+        self.ripples.due_users.add(np.arange(len(self.graph.users), dtype=np.int32))
+        self.ripples.due_products.add(np.arange(len(self.graph.products), dtype=np.int32))
+        if self.ripples.wave_since_ms is None:
+            self.ripples.wave_since_ms = self._monotonic() * 1e3
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _start_wave(self) -> bool:
+        self.ripples.settle()
+        now = self._monotonic()
+        if not self.ripples.sources or (now - self._last_wave) * 1e3 < self.settings.ripple_interval_ms:
+            return False
+        with self._stage("ripple expand"):
+            self.ripples.expand()
+        self._last_wave = now
+        self.totals.waves += 1
+        self.ripples.settle()
+        return bool(self.ripples.due)
+
+    def _write_users(self, users: I32) -> None:
+        named = np.array([n is not None for n in self.graph.users.names(users)], dtype=np.bool_)
+        known = users[named]
+        self.sink.write_users(known, self.towers.encode_users(known))
+        self.totals.users_written += known.shape[0]
+
+    def _write_products(self, products: I32) -> None:
+        if not products.shape[0]:
+            return
+        withdrawn = self.graph.is_withdrawn(products)
+        self.sink.remove_products(products[withdrawn])
+        offered = products[~withdrawn]
+        self.sink.write_products(offered, self.towers.encode_products(offered))
+        self.totals.products_written += offered.shape[0]
+
+    def _count(self, records: Sequence[Record], decoded: Decoded, users: int) -> None:
+        totals = self.totals
+        totals.records += len(records)
+        totals.rejected += len(decoded.rejections)
+        totals.users_written += users
+        totals.lines += len(decoded.columns.purchases.user)
+        for kind, n in decoded.events.items():
+            totals.events[kind.value] = totals.events.get(kind.value, 0) + n
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = self._monotonic()
+        yield
+        self.totals.seconds[name] = self.totals.seconds.get(name, 0.0) + self._monotonic() - start
+
+
+WRITE_CHUNK = 2048
+"""Nodes encoded and written at a time when everything is written."""
