@@ -22,13 +22,11 @@ ALL_READS = TowerConfig(
             "viewed": Gather(2),
             "contains": Gather(3),
             "co_purchased": Gather(3),
-            "purchased_by": Gather(2, weigh_value=True),
-            "viewed_by": Gather(2, half_life_ms=20.0),
         },
     ),
     item=LayerReads(
-        outer={"co_purchased": Gather(3), "purchased_by": Gather(4), "viewed_by": Gather(2)},
-        inner={"co_purchased": Gather(2), "purchased_by": Gather(2), "viewed_by": Gather(2), "purchased": Gather(3), "viewed": Gather(3)},
+        outer={"co_purchased": Gather(3), "purchased_by": Gather(4, half_life_ms=20.0), "viewed_by": Gather(2)},
+        inner={"co_purchased": Gather(2), "purchased": Gather(3, weigh_value=True), "viewed": Gather(3)},
     ),
 )  # fmt: skip
 """Every relation in every place where one may stand."""

@@ -40,7 +40,7 @@ def direct(touched: Touched, config: TowerConfig, graph: GraphStore) -> Direct:
     x_products = _union(touched.products_x, touched.new_products)
     read_inner = {**config.user.inner, **config.item.inner}
     read_by_user = {**config.user.inner, **config.user.outer}
-    product_lists = [r for r in ("co_purchased", "purchased_by", "viewed_by") if r in read_inner]
+    product_lists = ["co_purchased"] if "co_purchased" in read_inner else []
     user_lists = [r for r in ("purchased", "viewed") if r in config.item.inner]
     own_lists = [r for r in ("purchased", "viewed", "has_session") if r in read_by_user]
     users = _union(touched.rows(*own_lists), x_users)
@@ -66,7 +66,7 @@ class Ripples:
         self.graph = graph
         self.user: LayerReads = config.user
         self.item: LayerReads = config.item
-        self.changed_x_users, self.changed_x_products = DirtySet(), DirtySet()
+        self.changed_x_products = DirtySet()
         self.changed_users, self.changed_products = DirtySet(), DirtySet()
         self.due_inner_users, self.due_inner_products = DirtySet(), DirtySet()
         self.due_users, self.due_products = DirtySet(), DirtySet()
@@ -75,7 +75,7 @@ class Ripples:
 
     def reserve(self) -> None:
         """Make room for every node of the graph."""
-        for dirty in (self.changed_x_users, self.changed_users, self.due_inner_users, self.due_users):
+        for dirty in (self.changed_users, self.due_inner_users, self.due_users):
             dirty.reserve(len(self.graph.users))
         for dirty in (
             self.changed_x_products, self.changed_products, self.due_inner_products, self.due_products,
@@ -85,7 +85,6 @@ class Ripples:
     def note(self, done: Direct, touched: Touched, now_ms: float) -> None:
         """Collect the ripples of a batch whose direct part has been brought up to date."""
         self.reserve()
-        self.changed_x_users.add(touched.users_x)
         self.changed_x_products.add(touched.products_x)
         self.note_inner(done.inner_users, done.inner_products, now_ms)
         outer_lists = touched.rows(*self.item.outer)
@@ -103,10 +102,7 @@ class Ripples:
     @property
     def sources(self) -> int:
         """Sources whose readers have not been looked up."""
-        return (
-            len(self.changed_x_users) + len(self.changed_x_products)
-            + len(self.changed_users) + len(self.changed_products)
-        )  # fmt: skip
+        return len(self.changed_x_products) + len(self.changed_users) + len(self.changed_products)
 
     @property
     def due(self) -> int:
@@ -124,7 +120,7 @@ class Ripples:
     def expand(self) -> None:
         """Start a wave: look up the readers of every source."""
         graph = self.graph
-        x_products, x_users = self.changed_x_products.take(), self.changed_x_users.take()
+        x_products = self.changed_x_products.take()
         for relation in ("purchased", "viewed"):
             lists = getattr(graph, relation)
             if relation in self.item.inner:
@@ -135,9 +131,6 @@ class Ripples:
             graph.sessions.mark_listers(x_products, self.due_users)
         if "co_purchased" in self.user.inner or "co_purchased" in self.item.inner:
             graph.co_purchased.mark_listers(x_products, self.due_inner_products)
-        for relation in ("purchased_by", "viewed_by"):
-            if relation in self.user.inner or relation in self.item.inner:
-                getattr(graph, relation).mark_listers(x_users, self.due_inner_products)
         products, users = self.changed_products.take(), self.changed_users.take()
         for relation in ("purchased", "viewed"):
             if relation in self.user.outer:

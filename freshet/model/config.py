@@ -6,7 +6,8 @@ Each tower is two layers of GraphSAGE over several relations. With `h` a table o
                (sum over j of weight[n, r, j] * h[nbr[n, r, j]]) @ W_r
 
 The inner layer reads feature vectors `x` and ends in `activation`; the outer layer reads inner states and
-ends in L2 normalisation. `user` lists are purchased, viewed, has_session; `product` lists are
+ends in L2 normalisation. The inner layer reads products only (a product's users would bring it their
+profiles and nothing else, and cost a ripple for each of their changes). `user` lists are purchased, viewed, has_session; `product` lists are
 co_purchased, purchased_by, viewed_by; a session's list is `contains`. A relation that is not named is
 not read, and costs nothing when it changes.
 """

@@ -165,8 +165,7 @@ class FrozenTowers:
         inputs = layer.inputs(nodes.shape[0])
         inputs[:, : self.dim] = (self.x_user if node == "user" else self.x_product)[nodes]
         for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
-            table = self.x_user if NEIGHBOR_OF_RELATION[relation] == "user" else self.x_product
-            self._mean(relation, gather, nodes, table, blocks, inputs, i)
+            self._mean(relation, gather, nodes, self.x_product, blocks, inputs, i)
         return self._activate(layer.apply(inputs))
 
     def _mean(

@@ -24,7 +24,7 @@ from freshet.store.columns import (
     ViewColumns,
 )
 from freshet.store.copurchase import CoPurchases
-from freshet.store.ids import IdMap
+from freshet.store.ids import IdMap, hash_ids
 from freshet.store.lists import NeighborLists, grown
 from freshet.store.sessions import SessionLists
 
@@ -265,8 +265,7 @@ class GraphStore:
         if not rows.user:
             return
         users, products = self._intern_users(rows.user), self.intern_products(rows.product)
-        session = IdMap()
-        session_hash = session.hash[session.intern(rows.session)]
+        session_hash = hash_ids(rows.session)
         device = np.full(users.shape[0], -1, dtype=np.int32)
         for i, name in enumerate(rows.device):
             if name is not None:

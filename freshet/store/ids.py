@@ -14,6 +14,12 @@ import xxhash
 from freshet.store.columns import I32, U64
 
 
+def hash_ids(ids: Sequence[str]) -> U64:
+    """xxh3 of each id's UTF-8 bytes, [n] uint64."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.array([digest(i.encode()) for i in ids], dtype=np.uint64)
+
+
 class IdMap:
     """Numbers ids 0, 1, 2, ... in the order they are first seen. `hash` [n] uint64 is xxh3 of each id.
 

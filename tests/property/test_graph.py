@@ -10,92 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freshet.store.canonical import canonical
-from freshet.store.graph import GraphLimits, GraphStore
+from freshet.store.graph import GraphStore
 from freshet.stream.decode import decode_events
-from freshet.stream.events import Line, Product, Profile, Purchase, Session, SessionItem, View
+from freshet.stream.events import Line, Product, Profile, Purchase, View
+from tests.property.logs import LIMITS, logs
 from tests.property.reference import canonical_of
-
-LIMITS = GraphLimits(
-    purchased_max=3,
-    viewed_max=2,
-    purchased_by_max=3,
-    viewed_by_max=2,
-    co_purchased_max=5,
-    sessions_max=2,
-    session_items_max=2,
-    partners_max=2,
-)
-
-users = st.sampled_from(["u1", "u2", "ü3"])
-products = st.sampled_from(["p1", "p2", "p3", "p4", "p5"])
-times = st.integers(1, 12)
-amounts = st.none() | st.sampled_from([0.0, 1.0, 2.5])
-
-
-@st.composite
-def purchases(draw: st.DrawFn) -> Purchase:
-    """An order whose content is a function of its id, so that a second draw is a duplicate or a cancellation."""
-    number = draw(st.integers(0, 9))
-    rng = random.Random(number)
-    lines = rng.sample(["p1", "p2", "p3", "p4", "p5"], rng.randint(1, 5))
-    lines += lines[: rng.randint(0, 1)]
-    cancelled = draw(st.booleans())
-    items = tuple(
-        Line(product_id=p, quantity=rng.choice([None, 1.0, 2.0]), cancelled=cancelled and draw(st.booleans()))
-        for p in lines
-    )
-    base = {"event_id": f"o{number}", "user_id": rng.choice(["u1", "u2", "ü3"]), "timestamp": rng.randint(1, 12)}
-    if len(lines) == 1:
-        return Purchase(**base, product_id=lines[0], quantity=items[0].quantity)
-    return Purchase(**base, items=items, cancelled=cancelled and draw(st.booleans()))
-
-
-@st.composite
-def views(draw: st.DrawFn) -> View:
-    return View(
-        event_id=f"v{draw(st.integers(0, 12))}",
-        user_id=draw(users),
-        product_id=draw(products),
-        timestamp=draw(times),
-        dwell_time_s=draw(amounts),
-    )
-
-
-@st.composite
-def sessions(draw: st.DrawFn) -> Session:
-    """Sessions differ in content only if they differ in event id."""
-    number = draw(st.integers(0, 30))
-    rng = random.Random(1000 + number)
-    return Session(
-        event_id=f"s{number}",
-        user_id=rng.choice(["u1", "u2", "ü3"]),
-        session_id=f"session{rng.randint(0, 3)}",
-        timestamp=rng.randint(1, 12),
-        device=rng.choice([None, "phone", "desk"]),
-        duration_s=rng.choice([None, 30.0]),
-        items=tuple(
-            SessionItem(product_id=f"p{rng.randint(1, 5)}", position=rng.choice([None, i]), click=rng.choice([None, True]))
-            for i in range(rng.randint(0, 4))
-        ),
-    )
-
-
-profiles = st.builds(
-    Profile,
-    user_id=users,
-    timestamp=times,
-    age_bucket=st.sampled_from([None, "25-34", "65+"]),
-    signup_date=st.sampled_from([None, "2017-03-01"]),
-) | st.builds(Profile, user_id=users, timestamp=times, forgotten=st.just(True))
-catalogue = st.builds(
-    Product,
-    product_id=products,
-    timestamp=times,
-    brand=st.sampled_from([None, "b1", "b2"]),
-    category=st.sampled_from([None, ("a",), ("a", "b")]),
-    price=amounts,
-) | st.builds(Product, product_id=products, timestamp=times, withdrawn=st.just(True))
-logs = st.lists(views() | purchases() | sessions() | profiles | catalogue, min_size=1, max_size=60)
 
 
 def applied(events: list[Any], batches: list[int]) -> GraphStore:
@@ -158,7 +77,7 @@ def test_a_forgotten_user_leaves_no_id_and_a_late_event_does_not_bring_them_back
     forget = Profile(user_id="u", timestamp=9, forgotten=True)
     graph = applied([seen, forget], [1])
     assert graph.users.get("u") is None
-    assert b"u" not in [n for n in graph.users.all_names()]
+    assert "u" not in graph.users.all_names()
     touched = graph.apply(decode_events([View(event_id="w", user_id="u", product_id="p", timestamp=9)]))
     assert graph.users.get("u") is None
     assert touched.forgotten_ids == ["u"]

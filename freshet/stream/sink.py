@@ -1,0 +1,217 @@
+"""Where embeddings go: users into the embedding store, products into the index and the changelog.
+
+Everything written here is a function of the state and carries a sequence number that only grows, so a
+write that is repeated, or that comes from a worker that has been replaced, changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import msgspec
+import numpy as np
+
+from freshet.errors import FreshetError
+from freshet.store.columns import F32, I32
+from freshet.store.embeddings import EmbeddingStore
+from freshet.store.graph import GraphStore
+from freshet.store.index import ItemIndex
+from freshet.store.lists import grown
+from freshet.store.recent import KINDS, recent
+from freshet.store.redis_errors import StoreUnavailable
+from freshet.store.value import Seq, encode_value
+from freshet.stream.decode import Decoded
+from freshet.stream.records import Outgoing, Record
+
+T = TypeVar("T")
+
+
+class Fenced(FreshetError):
+    """Another worker has taken over; this one must stop."""
+
+
+class Stopped(Exception):
+    """The process was asked to stop while it waited for a store to come back."""
+
+
+class Changelog(Protocol):
+    """Where product embeddings are published for readers' own indexes."""
+
+    def send(self, record: Outgoing) -> None: ...
+
+
+@dataclass(frozen=True)
+class SinkSettings:
+    """What a value holds, and how a store that is down is waited for."""
+
+    recent_max: int = 20
+    """Entries of `recent` in a user's value."""
+    retry_ms_min: float = 50.0
+    retry_ms_max: float = 2_000.0
+
+
+class Sink:
+    """Writes embeddings of one model version with the fencing token of one assignment."""
+
+    def __init__(
+        self,
+        graph: GraphStore,
+        store: EmbeddingStore,
+        index: ItemIndex,
+        changelog: Changelog | None,
+        changelog_topic: str,
+        model_version: str,
+        dim: int,
+        fence: int,
+        settings: SinkSettings | None = None,
+        wall: Callable[[], float] = time.time,
+        should_stop: Callable[[], bool] = lambda: False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.graph = graph
+        self.store = store
+        self.index = index
+        self.changelog = changelog
+        self.changelog_topic = changelog_topic
+        self.model_version = model_version
+        self.dim = dim
+        self.fence = fence
+        self.settings = settings or SinkSettings()
+        self.unavailable_since: float | None = None
+        self._step = 0
+        self._wall = wall
+        self._should_stop = should_stop
+        self._sleep = sleep
+        self._topics: list[str] = []
+        self._src_topic = np.full(0, -1, dtype=np.int16)
+        self._src_partition = np.zeros(0, dtype=np.int32)
+        self._src_offset = np.zeros(0, dtype=np.int64)
+
+    def next_seq(self) -> Seq:
+        """A sequence number greater than every one before it."""
+        self._step += 1
+        return Seq(self.fence, self._step)
+
+    def note_sources(self, records: Sequence[Record], decoded: Decoded) -> None:
+        """Remember, for each user of a batch, the record that named them last."""
+        last: dict[str, int] = {}
+        columns = decoded.columns
+        last.update(zip(columns.views.user, decoded.view_record.tolist(), strict=True))
+        orders = columns.purchases
+        firsts = orders.order_start[:-1].tolist()
+        last.update(zip((orders.user[i] for i in firsts), decoded.order_record.tolist(), strict=True))
+        last.update(zip(columns.sessions.user, decoded.session_record.tolist(), strict=True))
+        last.update(zip(columns.profiles.user, decoded.profile_record.tolist(), strict=True))
+        known = [(u, r) for name, r in last.items() if (u := self.graph.users.get(name)) is not None]
+        self._reserve()
+        for user, place in known:
+            record = records[place]
+            if record.topic not in self._topics:
+                self._topics.append(record.topic)
+            self._src_topic[user] = self._topics.index(record.topic)
+            self._src_partition[user] = record.partition
+            self._src_offset[user] = record.offset
+
+    def write_users(self, users: I32, vectors: F32) -> None:
+        """Write the embeddings [n, dim] of users [n]; returns when they can be read."""
+        if not users.shape[0]:
+            return
+        self._reserve()
+        names = [name or "" for name in self.graph.users.names(users)]
+        values = self._values(users, vectors)
+        stale = self._insist(lambda: self.store.upsert(self.model_version, names, values))
+        if stale.any():
+            first = names[int(np.flatnonzero(stale)[0])]
+            raise Fenced(
+                f"the store refused the embedding of user {first!r}: a worker with a newer token than "
+                f"{self.fence} writes there. Another worker runs with the same topics; stop one of the two."
+            )
+
+    def forget_users(self, names: Sequence[str]) -> None:
+        """Delete the embeddings of these users."""
+        if names:
+            self._insist(lambda: self.store.delete(self.model_version, list(names)))
+
+    def write_products(self, products: I32, vectors: F32) -> None:
+        """Put the embeddings [n, dim] of products [n] into the index and the changelog."""
+        if not products.shape[0]:
+            return
+        names = [name or "" for name in self.graph.products.names(products)]
+        self.index.upsert(names, vectors)
+        if self.changelog is None:
+            return
+        seq, now = self.next_seq(), int(self._wall() * 1e3)
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        for i, name in enumerate(names):  # one record a product is what the topic's contract asks for
+            value = encode_value(rows[i].tobytes(), self.dim, self.model_version, seq, -1, now, None, [])
+            self.changelog.send(Outgoing(self.changelog_topic, name.encode(), value))
+
+    def remove_products(self, products: I32) -> None:
+        """Take products out of the index; readers learn it from an empty value."""
+        if not products.shape[0]:
+            return
+        names = [name or "" for name in self.graph.products.names(products)]
+        self.index.remove(names)
+        if self.changelog is not None:
+            for name in names:
+                self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None))
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _values(self, users: I32, vectors: F32) -> list[bytes]:
+        seen = recent(self.graph, users, self.settings.recent_max)
+        seq, now = self.next_seq(), int(self._wall() * 1e3)
+        counts = (seen.product >= 0).sum(axis=1).tolist()
+        names = self.graph.products.names(seen.product.ravel())
+        kinds, times = seen.kind.tolist(), seen.time.tolist()
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        event_ts, width = seen.event_time.tolist(), seen.product.shape[1]
+        values = []
+        for i, user in enumerate(users.tolist()):  # each value is a MessagePack map of its own
+            start = i * width
+            items = [
+                (names[start + j], KINDS[kinds[i][j]], times[i][j]) for j in range(counts[i])
+            ]
+            values.append(
+                encode_value(
+                    rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user), items
+                )
+            )
+        return values
+
+    def _src(self, user: int) -> tuple[str, int, int] | None:
+        topic = self._src_topic[user]
+        if topic < 0:
+            return None
+        return self._topics[topic], int(self._src_partition[user]), int(self._src_offset[user])
+
+    def _reserve(self) -> None:
+        users = len(self.graph.users)
+        self._src_topic = grown(self._src_topic, users, -1)
+        self._src_partition = grown(self._src_partition, users)
+        self._src_offset = grown(self._src_offset, users)
+
+    def _insist(self, write: Callable[[], T]) -> T:
+        """Repeat a write until the store takes it: state has moved on and must not be lost."""
+        wait_ms = self.settings.retry_ms_min
+        while True:
+            try:
+                result = write()
+            except StoreUnavailable:
+                if self.unavailable_since is None:
+                    self.unavailable_since = self._wall()
+                if self._should_stop():
+                    raise Stopped from None
+                self._sleep(wait_ms / 1e3)
+                wait_ms = min(2 * wait_ms, self.settings.retry_ms_max)
+            else:
+                self.unavailable_since = None
+                return result
+
+
+def status_bytes(status: dict[str, object]) -> bytes:
+    """A status as JSON."""
+    return msgspec.json.encode(status)

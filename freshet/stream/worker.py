@@ -1,0 +1,292 @@
+"""The process around the updater: take a fence, catch up, go live, then step, ripple and commit for ever.
+
+Memory is a cache of the topics. A worker starts empty, takes history from an event log if it is given
+one, then everything the broker still holds, without showing readers the past; only when it stands where
+the topics ended at its start does it write, and from then on with every step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from freshet.model.bundle import Bundle
+from freshet.store.embeddings import ServingState
+from freshet.store.graph import GraphStore
+from freshet.store.popular import PopularSettings, popular
+from freshet.stream.deadletter import to_deadletter
+from freshet.stream.decode import Decoded
+from freshet.stream.kafka import PartitionConsumer, RecordProducer
+from freshet.stream.placement import Placement
+from freshet.stream.records import Record
+from freshet.stream.sink import Sink, Stopped
+from freshet.stream.updater import Updater
+
+TopicPartition = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker polls, commits and reports."""
+
+    poll_records_max: int = 2_000
+    """Records of one micro-batch."""
+    poll_timeout_ms: float = 2.0
+    """Waited for a micro-batch to fill; the floor of latency while there is little to do."""
+    commit_interval_ms: float = 500.0
+    status_interval_ms: float = 500.0
+    sentinel_interval_ms: float = 1_000.0
+    """How often the worker asks whether Redis still has its data."""
+    idle_ripple_ms: float = 4.0
+    """Ripple work between two polls when no records come."""
+    flush_timeout_s: float = 30.0
+
+
+class Freshness:
+    """Milliseconds from a record's timestamp in Kafka to its user's embedding being readable."""
+
+    def __init__(self, size: int = 65_536) -> None:
+        self._ring = np.zeros(size, dtype=np.float32)
+        self._count = 0
+
+    def add(self, ages_ms: np.ndarray) -> None:
+        """Note n ages; the newest `size` are kept."""
+        ages = ages_ms[-self._ring.shape[0] :]
+        places = (self._count + np.arange(ages.shape[0])) % self._ring.shape[0]
+        self._ring[places] = ages
+        self._count += ages.shape[0]
+
+    def percentiles(self) -> dict[str, float]:
+        """p50 and p99 of the ages kept."""
+        kept = self._ring[: min(self._count, self._ring.shape[0])]
+        if not kept.shape[0]:
+            return {}
+        p50, p99 = np.percentile(kept, [50, 99])
+        return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+
+
+@dataclass
+class Origin:
+    """Where a worker's state comes from, for the status and for `freshet verify`."""
+
+    bundle: str = ""
+    backfill: str | None = None
+    backfill_until_ms: int | None = None
+    started_ms: int = 0
+    start_offsets: dict[str, int] = field(default_factory=dict)
+
+
+class Worker:
+    """One process that owns every partition. Its parts are made in `wiring.py`."""
+
+    def __init__(
+        self,
+        graph: GraphStore,
+        bundle: Bundle,
+        updater: Updater,
+        sink: Sink,
+        serving: ServingState,
+        consumer: PartitionConsumer,
+        producer: RecordProducer,
+        deadletter_topic: str,
+        placement: Placement,
+        origin: Origin,
+        settings: WorkerSettings | None = None,
+        popular_settings: PopularSettings | None = None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.graph = graph
+        self.bundle = bundle
+        self.updater = updater
+        self.sink = sink
+        self.serving = serving
+        self.consumer = consumer
+        self.producer = producer
+        self.deadletter_topic = deadletter_topic
+        self.placement = placement
+        self.origin = origin
+        self.settings = settings or WorkerSettings()
+        self.popular_settings = popular_settings or PopularSettings()
+        self.freshness = Freshness()
+        self.positions: dict[TopicPartition, int] = {}
+        self.state = "starting"
+        self._wall = wall
+        self._monotonic = monotonic
+        self._popular_tick = -1
+        self._next: dict[str, float] = {}
+        self._committed: dict[TopicPartition, int] = {}
+
+    def catch_up(
+        self, partitions: list[TopicPartition], should_stop: Callable[[], bool],
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Take everything the broker holds now, without writing; then write everything once."""
+        self.state = "catching up"
+        marks = self.consumer.watermarks(partitions)
+        self._committed = self.consumer.committed(partitions)
+        self.positions = {tp: low for tp, (low, _) in marks.items()}
+        self.consumer.assign(self.positions)
+        goal = {tp: high for tp, (_, high) in marks.items()}
+        total = sum(high - low for low, high in marks.values())
+        while any(self.positions[tp] < high for tp, high in goal.items()):
+            if should_stop():
+                raise Stopped
+            records = self._accept(self.consumer.poll(self.settings.poll_records_max, 0.1))
+            self._dead_letter(self.updater.absorb_records(records))
+            self._maybe("status", self.settings.status_interval_ms, self.publish_status)
+            if progress:
+                left = sum(max(0, high - self.positions[tp]) for tp, high in goal.items())
+                progress("records", total - left, total)
+        self.updater.go_live(progress)
+        self._flush()
+        self.publish_popular()
+        self.serving.set_sentinel(self.sink.model_version, str(self.sink.fence))
+        self.serving.set_current(self.sink.model_version)
+        self.state = "live"
+        self.publish_status()
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Step until asked to stop; then commit what was done."""
+        try:
+            while not should_stop():
+                self.turn()
+        finally:
+            self.state = "stopped"
+        self.commit()
+        self.publish_status()
+
+    def turn(self) -> int:
+        """One turn of the loop: poll, step, ripple, and whatever is due; returns how many records came."""
+        busy = bool(self.updater.ripples.due)
+        timeout_s = 0.0 if busy else self.settings.poll_timeout_ms / 1e3
+        polled = self.consumer.poll(self.settings.poll_records_max, timeout_s)
+        budget_ms = self.settings.idle_ripple_ms
+        if polled:
+            start = self._monotonic()
+            records = self._accept(polled)
+            self._dead_letter(self.updater.step(records))
+            ages = self._wall() * 1e3 - np.array([r.timestamp_ms for r in polled], dtype=np.float64)
+            self.freshness.add(ages)
+            share = self.updater.settings.ripple_share
+            budget_ms = max(1.0, (self._monotonic() - start) * 1e3 * share / (1 - share))
+        self.updater.ripple(budget_ms)
+        self.producer.poll()
+        self._maybe("commit", self.settings.commit_interval_ms, self.commit)
+        self._maybe("popular", self.settings.status_interval_ms, self.publish_popular)
+        self._maybe("sentinel", self.settings.sentinel_interval_ms, self.check_sentinel)
+        self._maybe("status", self.settings.status_interval_ms, self.publish_status)
+        return len(polled)
+
+    def commit(self) -> None:
+        """Flush what the steps so far sent, then commit their offsets."""
+        if self.positions == self._committed:
+            return
+        self._flush()
+        self.consumer.commit(self.positions)
+        self._committed = dict(self.positions)
+
+    def check_sentinel(self) -> None:
+        """Redis lost its data: write all of it again, then point readers to it."""
+        if self.sink.insist(lambda: self.serving.sentinel(self.sink.model_version)) is not None:
+            return
+        self.state = "rewriting"
+        self.updater.mark_all()
+        self._popular_tick = -1
+        while self.updater.ripple(100.0) and self.updater.ripples.due_users:
+            self.publish_status()
+        self.publish_popular()
+        version = self.sink.model_version
+        self.sink.insist(lambda: self.serving.set_sentinel(version, str(self.sink.fence)))
+        self.sink.insist(lambda: self.serving.set_current(version))
+        self.state = "live"
+
+    def publish_popular(self) -> None:
+        """Write the list of popular products when event time has passed a tick."""
+        tick_ms = self.popular_settings.popular_tick_ms
+        tick = self.graph.event_time_max // tick_ms
+        if tick == self._popular_tick or self.graph.event_time_max < 0:
+            return
+        prior = np.zeros(len(self.graph.products))
+        for product, count in self.bundle.popular:
+            number = self.graph.products.get(product)
+            if number is not None:
+                prior[number] = count
+        numbers, rates = popular(self.graph, prior, tick * tick_ms, self.popular_settings)
+        names = self.graph.products.names(numbers)
+        blob = msgspec.msgpack.encode(list(zip(names, rates.round(6).tolist(), strict=True)))
+        self.sink.write_blob("popular", blob, self.serving)
+        self._popular_tick = tick
+
+    def publish_status(self) -> None:
+        """Write what the worker is doing where `freshet status` and `verify` find it."""
+        self.sink.write_blob("status", msgspec.json.encode(self.status()), self.serving)
+
+    def status(self) -> dict[str, Any]:
+        """What the worker is doing, as one JSON object."""
+        totals = self.updater.totals
+        return {
+            "state": self.state,
+            "model_version": self.sink.model_version,
+            "fence": self.sink.fence,
+            "origin": msgspec.to_builtins(self.origin),
+            "written_ms": int(self._wall() * 1e3),
+            "users": len(self.graph.users.all_names()) if self.state != "live" else len(self.graph.users),
+            "products": len(self.graph.products),
+            "event_time_max": self.graph.event_time_max,
+            "records": totals.records,
+            "events": totals.events,
+            "purchase_lines": totals.lines,
+            "rejected": totals.rejected,
+            "users_written": totals.users_written,
+            "users_rippled": totals.users_rippled,
+            "products_written": totals.products_written,
+            "ripple_waves": totals.waves,
+            "ripples_waiting": self.updater.ripples.sources + self.updater.ripples.due,
+            "ripple_staleness_ms": round(self.updater.staleness_ms(), 1),
+            "freshness_ms": self.freshness.percentiles(),
+            "seconds": {k: round(v, 3) for k, v in totals.seconds.items()},
+            "positions": {f"{t}/{p}": offset for (t, p), offset in sorted(self.positions.items())},
+        }
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _accept(self, polled: list[Record]) -> list[Record]:
+        """Move the positions past these records; those on a wrong partition are dead-lettered."""
+        for record in polled:
+            self.positions[record.topic, record.partition] = record.offset + 1
+        misplaced = self.placement.misplaced(polled)
+        if not misplaced:
+            return polled
+        self.updater.totals.rejected += len(misplaced)
+        for place, rejection in misplaced.items():
+            self._send_dead_letter(polled[place], rejection)
+        return [r for i, r in enumerate(polled) if i not in misplaced]
+
+    def _dead_letter(self, decoded: Decoded) -> None:
+        for record, rejection in decoded.rejections:
+            self._send_dead_letter(record, rejection)
+
+    def _send_dead_letter(self, record: Record, rejection: Any) -> None:
+        """Not twice: what an earlier run had committed, it had also dead-lettered."""
+        if record.offset >= self._committed.get((record.topic, record.partition), 0) or self.state == "live":
+            self.producer.send(to_deadletter(record, rejection, self.deadletter_topic))
+
+    def _flush(self) -> None:
+        self.producer.flush(self.settings.flush_timeout_s)
+
+    def _maybe(self, name: str, interval_ms: float, act: Callable[[], None]) -> None:
+        now = self._monotonic()
+        if now >= self._next.get(name, 0.0):
+            act()
+            self._next[name] = self._monotonic() + interval_ms / 1e3
+
+
+def partitions_of(described: Mapping[str, int]) -> list[TopicPartition]:
+    """Every partition of these topics (topic -> number of partitions)."""
+    return [(topic, p) for topic, n in sorted(described.items()) for p in range(n)]
