@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -118,6 +118,19 @@ class Bundle:
         nbr[place], count[place] = number[self.pairs.nbr], self.pairs.count
         return FrozenCounts(self.cut_ms, ptr, nbr, count)
 
+    def thin(self, products: list[str]) -> Bundle:
+        """The same model that knows the co-purchases among `products` only: the parity fixture's, so that
+        checking it costs milliseconds and not a pass over the catalogue."""
+        wanted = {p: i for i, p in enumerate(products)}
+        place = np.array([wanted.get(p, -1) for p in self.pairs.product], dtype=np.int32)
+        source = np.repeat(place, np.diff(self.pairs.ptr))
+        nbr = place[self.pairs.nbr]
+        kept = np.flatnonzero((source >= 0) & (nbr >= 0))
+        kept = kept[np.argsort(source[kept], kind="stable")]
+        ptr = np.zeros(len(products) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(source[kept], minlength=len(products)), out=ptr[1:])
+        return replace(self, pairs=FrozenPairs(list(products), ptr, nbr[kept], self.pairs.count[kept]), fixture=None)
+
     def save(self, path: str | Path) -> None:
         """Write the bundle to the folder `path`, whole or not at all; a bundle already there is replaced.
 
@@ -151,13 +164,13 @@ class Bundle:
     ) -> Bundle:
         """Read and check a bundle.
 
-        `check_parity` encodes the fixture's users and products with the path that will serve; what it
-        returns must equal the stored embeddings to 1e-5. Raises BundleError for a missing file, another
+        `check_parity` encodes the fixture's users and products with the path that will serve, and with the
+        `thin` bundle it is given; what it returns must equal the stored embeddings to 1e-5. Raises BundleError for a missing file, another
         format version, a wrong checksum, weights that do not fit, and a fixture that does not come out.
         """
         bundle = _load(Path(path))
         if check_parity is not None and bundle.fixture is not None:
-            found = check_parity(bundle, bundle.fixture)
+            found = check_parity(bundle.thin(bundle.fixture.products), bundle.fixture)
             _compare(Path(path), bundle.fixture, found)
         return bundle
 

@@ -10,7 +10,7 @@ ranks as the inner product does. The same weights are where training starts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as fn
 from freshet.model.bundle import Bundle, FrozenPairs
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
+from freshet.model.parity import make_fixture
 from freshet.model.towers import weight_shapes
 from freshet.store.columns import F32, I32, I64
 from freshet.store.copurchase import FrozenCounts
@@ -63,7 +64,7 @@ def dayzero(
     cut_ms = last if cut_ms is None else cut_ms
     vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min)
     codes = history_codes(history, features, vocabulary)
-    return Bundle(
+    bundle = Bundle(
         kind="dayzero",
         config=config,
         features=features,
@@ -73,6 +74,7 @@ def dayzero(
         pairs=frozen_pairs(history, history.freeze(cut_ms, settings.partners_max)),
         popular=popular(history, cut_ms),
     )
+    return replace(bundle, fixture=make_fixture(bundle))
 
 
 def vocabulary_of(history: History, cut_ms: int, purchases_min: int) -> Vocabulary:

@@ -179,12 +179,12 @@ class TemporalLoader(LinkLoader):  # type: ignore[misc]
         return data
 
 
-def time_runs(seeds: int, batch_size: int, rng: np.random.Generator) -> list[I64]:
+def time_runs(seeds: int, batch_size: int, rng: np.random.Generator, shuffle: bool = True) -> list[I64]:
     """Cut seeds 0..n, sorted by time, into runs of `batch_size` and shuffle the runs, never the edges."""
     offset = int(rng.integers(batch_size)) if seeds > batch_size else 0
     borders = [0, *range(offset, seeds, batch_size), seeds]
     runs = [np.arange(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True) if b > a]
-    return [runs[i] for i in rng.permutation(len(runs))]
+    return [runs[i] for i in rng.permutation(len(runs))] if shuffle else runs
 
 
 def batch_neighborhood(

@@ -20,10 +20,11 @@ from torch.nn import functional as fn
 
 from freshet.model import dayzero as day0
 from freshet.model.bundle import Bundle
-from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
+from freshet.model.config import DAY_MS, FeatureConfig, LayerReads, TowerConfig
 from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
 from freshet.model.features import ProductCodes, UserCodes, user_codes
 from freshet.model.neighborhood import NO_NODES, neighborhood, walk
+from freshet.model.parity import make_fixture
 from freshet.model.sampler import (
     SEED_EDGE,
     HistoryReader,
@@ -37,6 +38,24 @@ from freshet.model.sampler import (
 from freshet.model.towers import Towers
 from freshet.store.columns import F32, I32
 from freshet.store.history import History, PairHistory
+from freshet.store.lists import Gather
+
+def default_towers() -> TowerConfig:
+    """What earns its keep on validation data (`docs/decisions/towers.md`): what a user bought, viewed and was
+    shown, and a product's partners and newest buyers, without an activation between the layers."""
+    return TowerConfig(
+        activation="none",
+        user=LayerReads(
+            outer={
+                "purchased": Gather(20, half_life_ms=60 * DAY_MS),
+                "viewed": Gather(10, half_life_ms=30 * DAY_MS),
+                "has_session": Gather(2),
+            },
+            inner={"contains": Gather(10)},
+        ),
+        item=LayerReads(outer={"co_purchased": Gather(10), "purchased_by": Gather(5)}, inner={}),
+    )
+
 
 Progress = Callable[[str, float], None]
 """Told what is going on and which share of it is done, 0 to 1."""
@@ -48,25 +67,30 @@ class TrainConfig:
 
     `window_days` of edges before the split are trained on, `epochs` times or until `time_budget_s` (0: no
     budget; only without one are two runs with the same seed equal to the byte). `loss`: sampled softmax
-    over the batch's candidates with logQ correction, or BPR over `negatives_each` negatives a positive.
-    `novel_weight` is the weight of a first purchase against a repeated one.
+    over the batch's candidates with logQ correction, or BPR over `negatives_each` negatives a positive, all
+    out of a pool of `pool_draws` products a batch. Batches go forward in time unless `shuffle` (batches,
+    never edges). `novel_weight` is the weight of a first purchase against a repeated one, `view_weight`
+    that of a view; `scale` is where the learned inverse temperature starts. `id_dropout`: share of
+    products a batch takes for unknown. Validation is by recall of at most `validation_users_max` users,
+    `validations` times; training stops after `patience` of them in a row without a better one.
     """
 
     loss: Literal["softmax", "bpr"] = "softmax"
-    window_days: float = 60.0
-    epochs: int = 4
+    window_days: float = 220.0
+    epochs: int = 1
+    shuffle: bool = False
     time_budget_s: float = 0.0
     batch_size: int = 8192
     pool_draws: int = 8192
     pool_power: float = 0.75
     negatives_each: int = 8
-    novel_weight: float = 1.0
+    novel_weight: float = 3.0
     view_weight: float = 0.2
     learning_rate: float = 2e-3
-    table_learning_rate: float = 1e-3
+    table_learning_rate: float = 3e-4
     scale: float = 12.0
     id_dropout: float = 0.2
-    validations: int = 4
+    validations: int = 2
     validation_days: float = 7.0
     validation_users_max: int = 500
     patience: int = 2
@@ -100,7 +124,7 @@ class _Training:
         split_ms: int | None, progress: Progress, clock_s: Callable[[], float],
     ) -> None:  # fmt: skip
         self.history, self.settings, self.progress, self.clock_s = history, settings, progress, clock_s
-        self.config = config or TowerConfig(activation="none")
+        self.config = config or default_towers()
         self.features = features or FeatureConfig()
         lines = [part.time[-1] for part in (history.purchases, history.views) if part.time.shape[0]]
         if not lines:
@@ -126,7 +150,8 @@ class _Training:
         if not len(seeds):
             raise ValueError(f"no edge in the {s.window_days} days before the split: set another split or window")
         if s.novel_weight != 1.0:
-            seeds = replace(seeds, weight=seeds.weight * np.where(_is_repeat(history, seeds), 1.0, s.novel_weight).astype(np.float32))
+            share = np.where(_is_repeat(history, seeds), 1.0, s.novel_weight)
+            seeds = replace(seeds, weight=(seeds.weight * share).astype(np.float32))
         pairs = history.pairs_since(history.freeze(start_ms, s.start.partners_max), self.split_ms)
         bought = day0.counts_until(history, self.split_ms - 1, start_ms)
         everything = day0.counts_until(history, self.split_ms - 1)
@@ -145,6 +170,7 @@ class _Training:
             popular=day0.popular(history, self.split_ms - 1),
             evaluation=evaluator.report(towers) | {"trace": trace, "settings": asdict(s)},
         )
+        bundle = replace(bundle, fixture=make_fixture(bundle))
         self.progress("done", 1.0)
         return bundle
 
@@ -166,7 +192,7 @@ class _Training:
         best.offer(evaluator.validate(towers), towers)
         trace = [{"step": 0.0, "seconds": self.clock_s() - self.began_s, **best.found}]
         fit_s = self.clock_s()
-        due, step = 1, 0
+        due, step, value = 1, 0, float("nan")
         for share, data in self._batches(seeds, sampler, rng):
             spent = (self.clock_s() - fit_s) / s.time_budget_s if s.time_budget_s > 0 else 0.0
             share = max(share, spent)
@@ -199,7 +225,7 @@ class _Training:
         data = None
         for epoch in range(self.settings.epochs):
             sampler.epoch = epoch
-            runs = time_runs(len(seeds), self.settings.batch_size, rng)
+            runs = time_runs(len(seeds), self.settings.batch_size, rng, self.settings.shuffle)
             for i, data in enumerate(TemporalLoader(seeds, sampler, runs)):
                 yield (epoch + i / len(runs)) / self.settings.epochs, data
         yield 1.0, data

@@ -202,6 +202,9 @@ class History:
         src, dst, _, _, flag = self._pairs(-1, cut_ms)
         size = max(1, len(self.products))
         pair, count = np.unique(src[flag == 0].astype(np.int64) * size + dst[flag == 0], return_counts=True)
+        often = np.bincount(pair[count > 1] // size, minlength=size) >= top_n
+        some = (count > 1) | ~often[pair // size]  # pairs seen once cannot be among the top of the others
+        pair, count = pair[some], count[some]
         source, partner = pair // size, (pair % size).astype(np.int32)
         order = np.lexsort((self.products.hash[partner], count, source))[::-1]
         source = source[order]

@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from freshet.stream.kafka_errors import KafkaError, KafkaUnavailable, OffsetGap, UnknownTopic
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.topics import TopicSpec
 
@@ -35,8 +34,12 @@ __all__ = [
 ]
 
 TopicPartition = tuple[str, int]
+T = TypeVar("T")
 OnDelivery = Callable[[str | None, int | None], None]
 """Called with (error, None) or (None, offset) once the fate of a record is known."""
+
+EMBEDDED_CLUSTER_ID = "freshet-embedded"
+"""By which a client knows the embedded broker, one of whose answers has to be corrected."""
 
 logger = logging.getLogger("freshet.kafka")
 
@@ -62,56 +65,6 @@ _FINAL = {
     ck.KafkaError.GROUP_AUTHORIZATION_FAILED,
     ck.KafkaError._FATAL,
 }
-
-
-@dataclass(frozen=True)
-class KafkaSettings:
-    """How brokers are reached, read and written."""
-
-    bootstrap: str = "127.0.0.1:9092"
-    """Comma-separated host:port of one or more brokers."""
-    group_id: str = "freshet"
-    """The group whose offsets are committed, for lag monitoring."""
-    request_timeout_ms: int = 10_000
-    """How long a question to the broker (topics, watermarks, committed offsets) may take."""
-    consume_timeout_ms: float = 2.0
-    """How long a poll waits for its records; the floor of latency."""
-    fetch_wait_ms: int = 10
-    """How long the broker may hold back an answer while it has no records."""
-    fetch_queue_backoff_ms: int = 5
-    """Pause before fetching on when the client's queue is full; the library's own 1,000 ms would be felt."""
-    fetch_queue_kbytes_max: int = 65_536
-    """Records fetched ahead of being polled, per partition."""
-    reconnect_ms_max: int = 1_000
-    """Longest pause between two attempts to reach a broker that is down."""
-    recheck_interval_ms: float = 1_000.0
-    """After a connection broke: how often offsets are compared with what the broker has, until they agree."""
-    recheck_grace_ms: float = 5_000.0
-    """How long such a comparison has to disagree before it is believed: a broker that starts knows little at first."""
-    linger_ms: float = 1.0
-    """How long the producer waits for a batch to fill."""
-    idempotence: bool = True
-    """Whether the broker drops the producer's own repetitions and keeps their order."""
-    delivery_timeout_ms: int = 120_000
-    """How long the producer tries to deliver a record before it reports it as failed."""
-    send_queue_records_max: int = 100_000
-    send_queue_kbytes_max: int = 262_144
-    """Records waiting to be sent; `send` waits while there are more."""
-    message_bytes_max: int = 8 * 1024 * 1024
-    """Largest record the producer hands to the broker, which has a limit of its own for each topic."""
-    properties: Mapping[str, str] = field(default_factory=dict)
-    """Further librdkafka properties, such as `security.protocol`; they go before all others."""
-
-    def client(self, **properties: object) -> dict[str, Any]:
-        """The librdkafka properties of a client."""
-        return {
-            "bootstrap.servers": self.bootstrap,
-            "client.id": "freshet",
-            "reconnect.backoff.max.ms": self.reconnect_ms_max,
-            "log_level": 2,  # its warnings come through error_cb as well, once and not per attempt
-            **{name.replace("_", "."): value for name, value in properties.items()},
-            **self.properties,
-        }
 
 
 class _Weather:
@@ -140,7 +93,7 @@ class _Weather:
         self._shown = None
 
 
-def _made[T](make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
+def _made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
     """A client; raises KafkaError naming what is wrong with its properties."""
     try:
         return make(properties)
@@ -165,24 +118,24 @@ class PartitionConsumer:
         self.commit_failures = 0
         self._weather = _Weather("consumer")
         self._monotonic = monotonic
+        self._timeout_s = settings.request_timeout_ms / 1e3
+        self._embedded: bool | None = None
         self._assigned: dict[TopicPartition, int] = {}
         self._recheck_at = 0.0
         self._doubt_since: float | None = None
-        properties = settings.client(
-            group_id=settings.group_id,
-            auto_offset_reset="error",
-            enable_auto_commit=False,
-            enable_auto_offset_store=False,
-            allow_auto_create_topics=False,
-            fetch_wait_max_ms=settings.fetch_wait_ms,
-            fetch_queue_backoff_ms=settings.fetch_queue_backoff_ms,
-            queued_max_messages_kbytes=settings.fetch_queue_kbytes_max,
-            error_cb=self._weather,
-            on_commit=self._committed,
-        )
-        # Callbacks are Python's, not librdkafka's: their names keep the underscore.
-        properties["error_cb"], properties["on_commit"] = properties.pop("error.cb"), properties.pop("on.commit")
-        self._consumer = _made(ck.Consumer, properties)
+        properties: dict[str, object] = {
+            "group.id": settings.group_id,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "allow.auto.create.topics": False,
+            "fetch.wait.max.ms": settings.fetch_wait_ms,
+            "fetch.queue.backoff.ms": settings.fetch_queue_backoff_ms,
+            "queued.max.messages.kbytes": settings.fetch_queue_kbytes_max,
+            "error_cb": self._weather,
+            "on_commit": self._committed,
+        }
+        self._consumer = _made(ck.Consumer, settings.client(properties))
 
     @property
     def transport_errors(self) -> int:
@@ -195,10 +148,7 @@ class PartitionConsumer:
         Raises OffsetGap where the broker does not have an offset, UnknownTopic, KafkaUnavailable.
         """
         self._compare(positions)
-        self._assigned = dict(positions)
-        self._consumer.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in positions.items()])
-        self._weather.cleared()
-        self._doubt_since = None
+        self._read_from(positions)
 
     def poll(self, records_max: int, timeout_s: float | None = None) -> list[Record]:
         """At most `records_max` records: as soon as there are so many, or what there is after `timeout_s`.
@@ -211,8 +161,18 @@ class PartitionConsumer:
         messages = self._consumer.consume(records_max, wait_s)
         if self._weather.disturbed:
             self._recheck()
+        if not messages:
+            return []
         records = [
-            Record(m.topic(), m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value(), tuple(m.headers() or ()))
+            Record(
+                m.topic(),
+                m.partition(),
+                m.offset(),
+                m.timestamp()[1],
+                m.key(),
+                m.value(),
+                tuple(m.headers() or ()),
+            )
             for m in messages
             if m.error() is None
         ]  # type: ignore[arg-type]  # a message without an error has a topic and an offset
@@ -227,7 +187,7 @@ class PartitionConsumer:
 
         Raises UnknownTopic, KafkaUnavailable.
         """
-        return self._watermarks(partitions, self.settings.request_timeout_ms / 1e3)
+        return self._watermarks(partitions, self._timeout_s)
 
     def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """The group's offsets, without the partitions that have none. Raises KafkaUnavailable."""
@@ -235,7 +195,7 @@ class PartitionConsumer:
         if not asked:
             return {}
         try:
-            answer = self._consumer.committed(asked, timeout=self.settings.request_timeout_ms / 1e3)
+            answer = self._consumer.committed(asked, timeout=self._timeout_s)
         except ck.KafkaException as error:
             raise _translated(error, self.settings, f"offsets of group {self.settings.group_id}") from error
         return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
@@ -246,7 +206,8 @@ class PartitionConsumer:
             return
         try:
             self._consumer.commit(
-                offsets=[ck.TopicPartition(t, p, offset) for (t, p), offset in offsets.items()], asynchronous=True
+                offsets=[ck.TopicPartition(t, p, offset) for (t, p), offset in offsets.items()],
+                asynchronous=True,
             )
         except ck.KafkaException as error:
             self._committed(error.args[0], [])
@@ -257,7 +218,9 @@ class PartitionConsumer:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _watermarks(self, partitions: Iterable[TopicPartition], timeout_s: float) -> dict[TopicPartition, tuple[int, int]]:
+    def _watermarks(
+        self, partitions: Iterable[TopicPartition], timeout_s: float
+    ) -> dict[TopicPartition, tuple[int, int]]:
         marks = {}
         for topic, partition in partitions:
             asked = ck.TopicPartition(topic, partition)
@@ -267,17 +230,54 @@ class PartitionConsumer:
             except ck.KafkaException as error:
                 raise _translated(error, self.settings, f"watermarks of {name}", name) from error
             if found is None:
-                raise KafkaUnavailable(self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s")
+                raise KafkaUnavailable(
+                    self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s"
+                )
             marks[topic, partition] = found
+        return self._last_fetched(marks) if marks and self._underreports() else marks
+
+    def _underreports(self) -> bool:
+        if self._embedded is None:
+            try:
+                self._embedded = (
+                    self._consumer.list_topics(timeout=self._timeout_s).cluster_id == EMBEDDED_CLUSTER_ID
+                )
+            except ck.KafkaException as error:
+                raise _translated(error, self.settings, "listing topics") from error
+        return self._embedded
+
+    def _last_fetched(
+        self, marks: dict[TopicPartition, tuple[int, int]]
+    ) -> dict[TopicPartition, tuple[int, int]]:
+        """The embedded broker counts the last batch as one record when asked, and rightly when it is read."""
+        waiting = {tp: high - 1 for tp, (low, high) in marks.items() if high > low}
+        probe = ck.Consumer(self.settings.client({"group.id": "freshet-probe", "fetch.wait.max.ms": 1}))
+        probe.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in waiting.items()])
+        end = self._monotonic() + self._timeout_s
+        while waiting and self._monotonic() < end:
+            for m in probe.consume(1000, 0.01):
+                tp = m.topic(), m.partition()
+                if m.error() is None and waiting.pop(tp, None) is not None:
+                    marks[tp] = probe.get_watermark_offsets(ck.TopicPartition(*tp), cached=True)
+        probe.close()
         return marks
 
     def _compare(self, positions: Mapping[TopicPartition, int], timeout_s: float | None = None) -> None:
         """Not every broker refuses an offset it does not have, so this is asked and not waited for."""
-        timeout_s = timeout_s or self.settings.request_timeout_ms / 1e3
-        for (topic, partition), (low, high) in self._watermarks(positions, timeout_s).items():
+        marks = self._watermarks(positions, timeout_s or self._timeout_s)
+        for (topic, partition), (low, high) in marks.items():
             asked = positions[topic, partition]
             if not low <= asked <= high:
                 raise OffsetGap(topic, partition, asked, low, high)
+
+    def _find_topics(self, timeout_s: float) -> None:
+        try:
+            there = self._consumer.list_topics(timeout=timeout_s).topics
+        except ck.KafkaException as error:
+            raise _translated(error, self.settings, "listing topics") from error
+        for topic, _ in self._assigned:
+            if topic not in there:
+                raise UnknownTopic(f"topic {topic}")
 
     def _positions(self) -> dict[TopicPartition, int]:
         where = self._consumer.position([ck.TopicPartition(t, p) for t, p in self._assigned])
@@ -297,8 +297,10 @@ class PartitionConsumer:
         if now < self._recheck_at:
             return
         self._recheck_at = now + self.settings.recheck_interval_ms / 1e3
+        positions = self._positions()
         try:
-            self._compare(self._positions(), RECHECK_TIMEOUT_S)
+            self._find_topics(RECHECK_TIMEOUT_S)
+            self._compare(positions, RECHECK_TIMEOUT_S)
         except KafkaUnavailable:
             self._doubt_since = None
         except (OffsetGap, UnknownTopic):
@@ -307,21 +309,20 @@ class PartitionConsumer:
                 raise
         else:
             logger.info("consumer: connected again")
-            self._weather.cleared()
-            self._doubt_since = None
+            self._read_from(positions)  # an error may have ended the reading of a partition for good
 
     def _judge(self, message: ck.Message) -> None:
         error = message.error()
         assert error is not None
-        topic, partition = message.topic() or "", message.partition()
-        if error.code() in _OUT_OF_RANGE and (topic, partition) in self._assigned:
-            asked = self._positions()[topic, partition] if partition is not None else -1
-            low, high = self.watermarks([(topic, partition)])[topic, partition]  # type: ignore[list-item]
-            raise OffsetGap(topic, partition or 0, asked, low, high)
-        if error.code() in _FINAL:
-            raise KafkaError(f"reading topic {topic}: {error.str()}")
-        # Also a topic that is said not to exist: the comparison that follows tells whether that lasts.
+        if error.code() in _OUT_OF_RANGE:
+            self._compare(self._positions())
         self._weather(error)
+
+    def _read_from(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._assigned = dict(positions)
+        self._consumer.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in positions.items()])
+        self._weather.cleared()
+        self._doubt_since = None
 
     def _committed(self, error: ck.KafkaError | None, offsets: list[ck.TopicPartition]) -> None:
         if error is not None and error.code() != ck.KafkaError._NO_OFFSET:
@@ -331,3 +332,201 @@ class PartitionConsumer:
 
 RECHECK_TIMEOUT_S = 0.5
 """Of one comparison after a connection broke; a poll may take so much longer while the broker is down."""
+
+
+class RecordProducer:
+    """Sends records; Kafka's own placement of keys, all in-sync replicas acknowledge, repetitions are dropped.
+
+    Sending is asynchronous: `poll` or a later `send` delivers the reports, `flush` waits for all of them. A
+    record whose sender gave no `on_delivery` and that could not be delivered is counted in `failures`.
+    """
+
+    def __init__(self, settings: KafkaSettings, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.failures = 0
+        self.last_failure: str | None = None
+        self._monotonic = monotonic
+        self._weather = _Weather("producer")
+        properties: dict[str, object] = {
+            "partitioner": "murmur2_random",
+            "enable.idempotence": settings.idempotence,
+            "acks": "all",
+            "linger.ms": settings.linger_ms,
+            "delivery.timeout.ms": settings.delivery_timeout_ms,
+            "queue.buffering.max.messages": settings.send_queue_records_max,
+            "queue.buffering.max.kbytes": settings.send_queue_kbytes_max,
+            "message.max.bytes": settings.message_bytes_max,
+            "error_cb": self._weather,
+        }
+        self._producer = _made(ck.Producer, settings.client(properties))
+
+    def __len__(self) -> int:
+        """Records whose fate is not known yet."""
+        return len(self._producer)
+
+    def send(self, record: Outgoing, on_delivery: OnDelivery | None = None) -> None:
+        """Queue a record; waits while the queue is full.
+
+        Raises KafkaUnavailable when it stays full for `delivery_timeout_ms`, KafkaError for a record that is
+        too large.
+        """
+        report = self._count if on_delivery is None else _reporting(on_delivery)
+        give_up: float | None = None
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic,
+                    record.value,
+                    record.key,
+                    on_delivery=report,
+                    timestamp=record.timestamp_ms or 0,
+                    headers=list(record.headers) or None,
+                )
+                self._producer.poll(0)
+                return
+            except BufferError:
+                now = self._monotonic()
+                give_up = give_up or now + self.settings.delivery_timeout_ms / 1e3
+                if now >= give_up:
+                    reason = f"{len(self._producer)} records wait to be sent"
+                    raise KafkaUnavailable(self.settings.bootstrap, reason) from None
+                self._producer.poll(0.05)
+            except ck.KafkaException as error:
+                raise self._refused(error, record) from error
+
+    def poll(self) -> int:
+        """Deliver the reports that have come; returns how many."""
+        return self._producer.poll(0)
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until the fate of every record is known, at most `timeout_s`; returns how many are still open."""
+        return self._producer.flush(timeout_s)
+
+    def close(self, timeout_s: float = 0.0) -> int:
+        """Flush and give up what is left; returns how many records that were."""
+        left = self._producer.flush(timeout_s)
+        self._producer.purge()
+        self._producer.flush(timeout_s)
+        return left
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _count(self, error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is not None:
+            self.failures += 1
+            self.last_failure = f"topic {message.topic()}: {error.str()}"
+            logger.warning("a record was not delivered: %s", self.last_failure)
+
+    def _refused(self, error: ck.KafkaException, record: Outgoing) -> KafkaError:
+        if error.args[0].code() == ck.KafkaError.MSG_SIZE_TOO_LARGE:
+            size = len(record.value or b"") + len(record.key or b"")
+            return KafkaError(
+                f"topic {record.topic}: a record of {size} bytes is too large, message_bytes_max is "
+                f"{self.settings.message_bytes_max}: send less in one record"
+            )
+        return _translated(error, self.settings, f"sending to topic {record.topic}", f"topic {record.topic}")
+
+
+def _reporting(on_delivery: OnDelivery) -> Callable[[ck.KafkaError | None, ck.Message], None]:
+    def report(error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is None:
+            on_delivery(None, message.offset())
+        else:
+            on_delivery(error.str(), None)
+
+    return report
+
+
+class TopicAdmin:
+    """Asks for, makes and deletes topics. Every method raises KafkaUnavailable when no broker answers."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self._weather = _Weather("admin")
+        self._timeout_s = settings.request_timeout_ms / 1e3
+        self._admin = _made(AdminClient, settings.client({"error_cb": self._weather}))
+
+    def ping(self, timeout_s: float | None = None) -> list[str]:
+        """The names of all topics, once a broker answers."""
+        try:
+            found = self._admin.list_topics(timeout=timeout_s or self._timeout_s)
+        except ck.KafkaException as error:
+            raise self._failed(error, "listing topics") from error
+        return sorted(found.topics)
+
+    def describe(self, topics: Iterable[str]) -> dict[str, int | None]:
+        """The number of partitions of each topic, None where it does not exist."""
+        found = self._describe(topics)
+        return {name: None if topic is None else len(topic.partitions) for name, topic in found.items()}
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str | None]:
+        """The id of each topic, None where it does not exist: a topic that was made anew has another one."""
+        found = self._describe(topics)
+        return {name: None if topic is None else str(topic.topic_id) for name, topic in found.items()}
+
+    def create(self, specs: Sequence[TopicSpec]) -> list[str]:
+        """Create the topics that do not exist; returns their names once the broker shows them.
+
+        Raises KafkaError with the broker's reason for one that it refuses.
+        """
+        new = [
+            NewTopic(spec.name, spec.partitions, spec.replication_factor, config=dict(spec.config))
+            for spec in specs
+        ]
+        answers = self._admin.create_topics(new, request_timeout=self._timeout_s) if new else {}
+        created = []
+        for name, answer in answers.items():
+            try:
+                answer.result()
+                created.append(name)
+            except ck.KafkaException as error:
+                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self._failed(error, f"creating topic {name}") from error
+        self._wait_for(created)
+        return created
+
+    def delete(self, topics: Sequence[str]) -> None:
+        """Delete topics with all their records. Raises UnknownTopic for one that does not exist."""
+        answers = self._admin.delete_topics(list(topics), request_timeout=self._timeout_s) if topics else {}
+        for name, answer in answers.items():
+            try:
+                answer.result()
+            except ck.KafkaException as error:
+                raise self._failed(error, f"topic {name}") from error
+
+    def delete_records(self, before: Mapping[TopicPartition, int]) -> None:
+        """Delete the records before an offset of each partition, as retention does. Not on the embedded broker."""
+        asked = [ck.TopicPartition(t, p, offset) for (t, p), offset in before.items()]
+        for tp, answer in self._admin.delete_records(asked, request_timeout=self._timeout_s).items():
+            try:
+                answer.result()
+            except ck.KafkaException as error:
+                raise self._failed(error, f"topic {tp.topic}, partition {tp.partition}") from error
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _describe(self, topics: Iterable[str]) -> dict[str, Any]:
+        asked = list(dict.fromkeys(topics))
+        if not asked:
+            return {}
+        # Not list_topics(name), which makes a missing topic on a broker that creates topics when asked for them.
+        answers = self._admin.describe_topics(ck.TopicCollection(asked), request_timeout=self._timeout_s)
+        found: dict[str, Any] = {}
+        for name, answer in answers.items():
+            try:
+                found[name] = answer.result()
+            except ck.KafkaException as error:
+                if error.args[0].code() not in _NO_TOPIC:
+                    raise self._failed(error, f"topic {name}") from error
+                found[name] = None
+        return found
+
+    def _wait_for(self, topics: Sequence[str]) -> None:
+        end = time.monotonic() + self._timeout_s
+        while None in self.describe(topics).values() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def _failed(self, error: ck.KafkaException, doing: str) -> KafkaError:
+        if error.args[0].code() in _NO_ANSWER and self._weather.last:
+            return KafkaUnavailable(self.settings.bootstrap, self._weather.last)
+        return _translated(error, self.settings, doing, doing)

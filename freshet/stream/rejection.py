@@ -33,6 +33,7 @@ class Reason(StrEnum):
     BAD_DATE = "bad_date"
     MISSING_KEY = "missing_key"
     KEY_MISMATCH = "key_mismatch"
+    WRONG_PARTITION = "wrong_partition"
     TIMESTAMP_TOO_OLD = "timestamp_too_old"
     TIMESTAMP_IN_FUTURE = "timestamp_in_future"
     NO_PRODUCT = "no_product"

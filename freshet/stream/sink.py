@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import msgspec
 import numpy as np
 
 from freshet.errors import FreshetError
 from freshet.store.columns import F32, I32
-from freshet.store.embeddings import EmbeddingStore
+from freshet.store.embeddings import EmbeddingStore, ServingState, StoreUnavailable
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
 from freshet.store.recent import KINDS, recent
-from freshet.store.redis_errors import StoreUnavailable
 from freshet.store.value import Seq, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.records import Outgoing, Record
@@ -122,7 +120,7 @@ class Sink:
         self._reserve()
         names = [name or "" for name in self.graph.users.names(users)]
         values = self._values(users, vectors)
-        stale = self._insist(lambda: self.store.upsert(self.model_version, names, values))
+        stale = self.insist(lambda: self.store.upsert(self.model_version, names, values))
         if stale.any():
             first = names[int(np.flatnonzero(stale)[0])]
             raise Fenced(
@@ -133,7 +131,7 @@ class Sink:
     def forget_users(self, names: Sequence[str]) -> None:
         """Delete the embeddings of these users."""
         if names:
-            self._insist(lambda: self.store.delete(self.model_version, list(names)))
+            self.insist(lambda: self.store.delete(self.model_version, list(names)))
 
     def write_products(self, products: I32, vectors: F32) -> None:
         """Put the embeddings [n, dim] of products [n] into the index and the changelog."""
@@ -158,6 +156,11 @@ class Sink:
         if self.changelog is not None:
             for name in names:
                 self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None))
+
+    def write_blob(self, name: str, blob: bytes, serving: ServingState) -> None:
+        """Write a value of this version that is not a user's: `popular`, `status`."""
+        seq = self.next_seq()
+        self.insist(lambda: serving.put_blob(f"{self.model_version}:{name}", seq, blob))
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -194,7 +197,7 @@ class Sink:
         self._src_partition = grown(self._src_partition, users)
         self._src_offset = grown(self._src_offset, users)
 
-    def _insist(self, write: Callable[[], T]) -> T:
+    def insist(self, write: Callable[[], T]) -> T:
         """Repeat a write until the store takes it: state has moved on and must not be lost."""
         wait_ms = self.settings.retry_ms_min
         while True:
@@ -211,7 +214,3 @@ class Sink:
                 self.unavailable_since = None
                 return result
 
-
-def status_bytes(status: dict[str, object]) -> bytes:
-    """A status as JSON."""
-    return msgspec.json.encode(status)

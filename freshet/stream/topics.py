@@ -100,7 +100,11 @@ def kinds(settings: TopicSettings) -> dict[str, Kind]:
 def specs(settings: TopicSettings, partitions: int | None = None) -> list[TopicSpec]:
     """Every topic as it is to be created, with `partitions` in place of the setting if given."""
     size = str(settings.message_bytes_max)
-    kept = {"cleanup.policy": "delete", "retention.ms": str(settings.event_retention_ms), "max.message.bytes": size}
+    kept = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(settings.event_retention_ms),
+        "max.message.bytes": size,
+    }
     changelog = {"cleanup.policy": "compact", "max.message.bytes": size}
     register = changelog | {"delete.retention.ms": str(settings.tombstone_retention_ms)}
     letters = {

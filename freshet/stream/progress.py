@@ -1,0 +1,53 @@
+"""Progress on a terminal, and one line in ten seconds where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Bars:
+    """A set of progress bars; each `counts` or `share` gives a function that moves one of them."""
+
+    def __init__(self, console: Console, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._monotonic = monotonic
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Move the bar called `what`."""
+        if self._console.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
+            return
+        now = self._monotonic()
+        if now - self._said.setdefault(what, now) >= PLAIN_INTERVAL_S:
+            self._said[what] = now
+            self._console.print(f"{what}: {done} of {total}", highlight=False)
+
+    def counts(self, what: str) -> Callable[[int, int], None]:
+        """A function of (done, total)."""
+        return lambda done, total: self.update(what, done, total)
+
+    def share(self, what: str, share: float) -> None:
+        """Move the bar called `what` to a share between 0 and 1."""
+        self.update(what, round(share * 100), 100)

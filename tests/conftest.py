@@ -1,0 +1,116 @@
+"""Real servers for the tests: the embedded broker and Valkey, Apache Kafka and a distribution's redis-server.
+
+Servers live as long as the test session. What a machine lacks is named in the reason of a skip; where CI is
+set, lacking it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
+from tests.integration.apache_kafka import ApacheKafka, Missing, fetch_jars
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "integration: needs Apache Kafka (Java, Maven)")
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip the test, naming what this machine lacks; in CI fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI has to run this test, but {what}")
+    pytest.skip(what)
+
+
+# --- Kafka --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[EmbeddedBroker]:
+    """The embedded broker; `.bootstrap` is its address."""
+    with EmbeddedBroker() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def apache_kafka() -> Iterator[ApacheKafka]:
+    """Apache Kafka; `.bootstrap` is its address. A test that stops it starts it again."""
+    try:
+        jars = fetch_jars()
+    except Missing as missing:
+        lacking(str(missing))
+    server = ApacheKafka(jars)
+    try:
+        yield server.start()
+    finally:
+        server.discard()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("embedded_broker", id="embedded"),
+        pytest.param("apache_kafka", id="apache", marks=pytest.mark.integration),
+    ]
+)
+def broker(request: pytest.FixtureRequest) -> str:
+    """The bootstrap address of either broker: a test that uses this runs on both."""
+    return str(request.getfixturevalue(request.param).bootstrap)
+
+
+@pytest.fixture
+def fresh_name() -> Callable[[str], str]:
+    """Names for topics and groups that no other test uses; equal within one test for equal stems."""
+    token = uuid.uuid4().hex[:10]
+    return lambda stem: f"{stem}.{token}"
+
+
+# --- Redis --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[EmbeddedRedis]:
+    """The embedded Valkey, shared by all tests."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_redis() -> Iterator[EmbeddedRedis]:
+    """A distribution's redis-server, shared by all tests."""
+    program = shutil.which("redis-server")
+    if program is None:
+        lacking("redis-server is not on the PATH: install the package redis-server of the distribution")
+    with EmbeddedRedis(binary=Path(program)) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(valkey_server: EmbeddedRedis) -> str:
+    """The URL of an empty Valkey."""
+    return emptied(valkey_server)
+
+
+@pytest.fixture
+def redis_server(debian_redis: EmbeddedRedis) -> str:
+    """The URL of an empty redis-server."""
+    return emptied(debian_redis)
+
+
+@pytest.fixture(params=["valkey", "redis_server"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty server of either make: a test that uses this runs on both."""
+    return str(request.getfixturevalue(request.param))
+
+
+def emptied(server: EmbeddedRedis) -> str:
+    """The server's URL, once all its data is gone."""
+    assert server.ask("FLUSHALL") == b"+OK"
+    return server.url

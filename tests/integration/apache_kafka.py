@@ -1,0 +1,131 @@
+"""Apache Kafka as the integration tests run it: fetched once by Maven, one KRaft node on loopback ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+from freshet.stream.embedded import EmbeddedError, EmbeddedServer, free_port
+from freshet.stream.kafka import KafkaSettings, KafkaUnavailable, TopicAdmin
+
+VERSION = "4.1.1"
+"""As pinned in kafka/pom.xml."""
+POM = Path(__file__).parent / "kafka" / "pom.xml"
+CACHE = Path(__file__).parents[2] / ".cache"
+MEMORY_MB_MAX = 512
+
+
+class Missing(Exception):
+    """What this machine lacks to run Apache Kafka."""
+
+
+def fetch_jars(cache: Path = CACHE) -> Path:
+    """The folder with the jars, fetched on the first call. Raises Missing, naming what is not there."""
+    for program, package in (("java", "a Java runtime 17+"), ("mvn", "Maven")):
+        if shutil.which(program) is None:
+            raise Missing(f"{program} is not on the PATH: install {package} to run Apache Kafka {VERSION}")
+    jars = cache / f"kafka-{VERSION}"
+    if jars.is_dir():
+        return jars
+    cache.mkdir(parents=True, exist_ok=True)
+    # Into a folder of its own and then renamed: an interrupted download is never taken for a whole one.
+    part = Path(tempfile.mkdtemp(prefix=f"kafka-{VERSION}-", dir=cache))
+    try:
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part}"]
+        done = subprocess.run(
+            ["mvn", "-q", "-B", "-f", str(POM), *goal],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode or not list(part.glob(f"kafka_*-{VERSION}.jar")):
+            raise Missing(f"mvn could not fetch Apache Kafka {VERSION}: {(done.stdout + done.stderr)[-800:]}")
+        try:
+            part.rename(jars)
+        except OSError:
+            if not jars.is_dir():  # else another run was faster
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return jars
+
+
+class ApacheKafka(EmbeddedServer):
+    """One broker that is its own controller. `stop` keeps its records, so that `start` brings them back; `discard`
+    deletes them."""
+
+    name = "apache-kafka"
+    start_timeout_s = 90.0
+    stop_timeout_s = 30.0
+
+    def __init__(self, jars: Path) -> None:
+        super().__init__()
+        self._jars = jars
+        self._controller_port = 0
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port of the broker."""
+        return self.address
+
+    def command(self) -> list[str]:
+        """Formats the log folder the first time; then the broker's own command."""
+        config = self.folder / "server.properties"
+        if not config.exists():
+            self._controller_port = free_port()
+        config.write_text(self._properties())
+        if not (self.folder / "logs").exists():
+            cluster = uuid.uuid4().hex[:22]
+            format_logs = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
+            done = subprocess.run(
+                self._java(*format_logs), capture_output=True, text=True, timeout=120, check=False
+            )
+            if done.returncode:
+                raise EmbeddedError(f"StorageTool format failed: {(done.stdout + done.stderr)[-800:]}")
+        return self._java("kafka.Kafka", str(config))
+
+    def answers(self) -> bool:
+        """Whether it lists its topics."""
+        try:
+            TopicAdmin(KafkaSettings(bootstrap=self.bootstrap)).ping(5.0)
+        except KafkaUnavailable:
+            return False
+        return True
+
+    def stop(self, keep_folder: bool = True) -> None:
+        """End the broker in order."""
+        super().stop(keep_folder)
+
+    def discard(self) -> None:
+        """End the broker and delete its records."""
+        super().stop(keep_folder=False)
+
+    def _java(self, *arguments: str) -> list[str]:
+        options = [f"-Xmx{MEMORY_MB_MAX}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        options.append("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+        return ["java", *options, "-cp", f"{self._jars}{os.sep}*", *arguments]
+
+    def _properties(self) -> str:
+        voters = f"{self.host}:{self._controller_port}"
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@{voters}",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{voters}",
+            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": self.folder / "logs",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "auto.create.topics.enable": "true",  # Kafka's default, and a trap that our clients must not step into
+        }
+        return "".join(f"{name}={value}\n" for name, value in settings.items())

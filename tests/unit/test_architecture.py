@@ -1,0 +1,112 @@
+"""The layout is a rule: directions of imports, one file a vendor, names, and a tree that is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "freshet").rglob("*.py"))
+
+MAY_IMPORT = {
+    "store": {"store", "errors"},
+    "model": {"model", "store", "errors"},
+    "stream": {"stream", "model", "store", "errors", "reader"},
+    "reader": {"store", "errors"},
+    "errors": set(),
+    "__init__": {"reader", "stream", "errors"},
+}
+"""What each part of the package may import; `freshet/__init__` does so lazily."""
+
+HOME_OF_VENDOR = {
+    "confluent_kafka": {"freshet/stream/kafka.py"},
+    "redis": {"freshet/store/redis_store.py"},
+    "faiss": {"freshet/store/faiss_index.py"},
+    "numba": {"freshet/store/kernels.py"},
+    "polars": {"freshet/stream/convert/frames.py"},
+}
+BANNED = re.compile(r"(^|_)(utils?|helpers?|common|manager|processor|data2|misc)(_|$)")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "freshet" else {module}
+    return found
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_go_one_way(path: Path) -> None:
+    part = path.relative_to(ROOT / "freshet").parts[0].removesuffix(".py")
+    wrong = {
+        name
+        for name in imports(path)
+        if name.startswith("freshet.") and name.split(".")[1] not in MAY_IMPORT[part]
+    }
+    assert not wrong, f"{relative(path)} may not import {wrong}"
+
+
+@pytest.mark.parametrize("vendor", HOME_OF_VENDOR)
+def test_a_vendor_library_has_one_home(vendor: str) -> None:
+    users = {relative(p) for p in FILES if any(n.split(".")[0] == vendor for n in imports(p))}
+    assert users == HOME_OF_VENDOR[vendor]
+
+
+def test_tensors_never_leave_the_model() -> None:
+    users = {relative(p) for p in FILES if any(n.split(".")[0] in ("torch", "torch_geometric") for n in imports(p))}
+    assert users
+    assert all(name.startswith("freshet/model/") for name in users)
+
+
+def test_serving_needs_no_torch() -> None:
+    code = (
+        "import sys, freshet, freshet.stream.updater, freshet.stream.worker, freshet.model.frozen;"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_importing_freshet_is_light() -> None:
+    code = (
+        "import sys, freshet;"
+        "heavy = {'torch', 'faiss', 'redis', 'confluent_kafka', 'numba', 'polars'} & set(sys.modules);"
+        "assert not heavy, heavy; freshet.Reader, freshet.Producer"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_no_module_is_called_after_nothing() -> None:
+    assert not [relative(p) for p in FILES if BANNED.search(p.stem)]
+
+
+def test_the_tree_in_the_architecture_page_is_true() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text.split("```")[1]
+    listed, folders = set(), []
+    for line in tree.splitlines():
+        match = re.match(r"^( *)([\w./]+)(\s|$)", line)
+        if not match:
+            continue
+        depth, name = len(match[1]) // 2, match[2]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        elif name.endswith(".py"):
+            listed.add("".join(folders) + name)
+    present = {relative(p) for p in FILES if p.name != "__init__.py" or p.parent == ROOT / "freshet"}
+    assert listed == present, f"missing in the page: {present - listed}; gone: {listed - present}"
