@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from freshet.model.bundle import Bundle
+from freshet.model.bundle import Bundle, Fixture
 from freshet.model.config import NEIGHBOR_OF_RELATION, Reads
 from freshet.model.features import (
     embed_products,
@@ -211,6 +211,15 @@ class FrozenTowers:
         if self.config.activation == "relu":
             np.maximum(states, 0.0, out=states)
         return states
+
+
+def encode_fixture(bundle: Bundle, fixture: Fixture) -> tuple[F32, F32]:
+    """The serving path's answer to a bundle's parity fixture (users, products); fits `Bundle.load`."""
+    graph = GraphStore()
+    graph.apply(fixture.events)
+    towers = FrozenTowers(bundle, graph)
+    users, products = graph.users.intern(fixture.users), graph.products.intern(fixture.products)
+    return towers.encode_users(users), towers.encode_products(products)
 
 
 CHUNK = 1024

@@ -22,7 +22,7 @@ USERS, PRODUCTS, ORDERS, VIEWS = 6, 16, 24, 30
 
 def make_fixture(bundle: Bundle, seed: int = 0) -> Fixture:
     """A log of six users and sixteen products, half of them known to the bundle, with absent attributes, a
-    cancellation, and a user and a product that nothing happened to."""
+    cancellation, a user and a product that nothing happened to, and some without a profile or record."""
     rng = np.random.default_rng(seed)
     known = list(bundle.vocabulary.row_of)[: PRODUCTS // 2]
     products = [*known, *(f"fixture-product-{i}" for i in range(PRODUCTS - len(known)))]
@@ -101,9 +101,9 @@ def _catalogue(products: list[str], bundle: Bundle) -> ProductColumns:
         for i in range(len(products) - 2)
     ]
     n = len(rows)
-    return ProductColumns(products[:n], np.zeros(n, dtype=np.int64), np.arange(n, dtype=np.uint64), list(rows))
+    return ProductColumns([*products[: n - 1], products[-1]], np.zeros(n, dtype=np.int64), np.arange(n, dtype=np.uint64), list(rows))
 
 
 def _profiles(users: list[str]) -> ProfileColumns:
     rows = [UserAttributes("25-34" if i % 2 else None, "north" if i % 3 else None, 17_000 + i) for i in range(4)]
-    return ProfileColumns(users[:4], np.zeros(4, dtype=np.int64), np.arange(4, dtype=np.uint64), list(rows))
+    return ProfileColumns([*users[:3], users[-1]], np.zeros(4, dtype=np.int64), np.arange(4, dtype=np.uint64), list(rows))

@@ -192,7 +192,7 @@ class _Training:
         best.offer(evaluator.validate(towers), towers)
         trace = [{"step": 0.0, "seconds": self.clock_s() - self.began_s, **best.found}]
         fit_s = self.clock_s()
-        due, step, value = 1, 0, float("nan")
+        due, step, losses = 1, 0, list[float]()
         for share, data in self._batches(seeds, sampler, rng):
             spent = (self.clock_s() - fit_s) / s.time_budget_s if s.time_budget_s > 0 else 0.0
             share = max(share, spent)
@@ -200,7 +200,9 @@ class _Training:
                 due = int(share * s.validations) + 1
                 found = evaluator.validate(towers)
                 better = best.offer(found, towers)
-                trace.append({"step": step, "seconds": self.clock_s() - self.began_s, "loss": value, **found})
+                seconds, mean = self.clock_s() - self.began_s, float(np.mean(losses)) if losses else float("nan")
+                trace.append({"step": step, "seconds": seconds, "loss": mean, **found})
+                losses.clear()
                 if share >= 1.0 or (not better and best.missed >= s.patience):
                     break
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -212,9 +214,9 @@ class _Training:
             optimizer.zero_grad(set_to_none=True)
             found_loss.backward()
             optimizer.step()
-            value = float(found_loss.detach())
+            losses.append(float(found_loss.detach()))
             step += 1
-            self.progress(f"training, loss {value:.3f}", min(share, 1.0))
+            self.progress(f"training, loss {losses[-1]:.3f}", min(share, 1.0))
         best.restore(towers)
         return trace
 

@@ -121,3 +121,12 @@ class EventColumns:
     sessions: SessionColumns = field(default_factory=SessionColumns)
     products: ProductColumns = field(default_factory=ProductColumns)
     profiles: ProfileColumns = field(default_factory=ProfileColumns)
+
+    @property
+    def event_count(self) -> int:
+        """Events in the batch; an order or a session is one."""
+        orders = self.purchases.order_start.shape[0] - 1
+        return (
+            len(self.views.user) + orders + len(self.sessions.user) + len(self.products.product)
+            + len(self.profiles.user)
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from freshet.store.attributes import NEVER_MS, Registers
 from freshet.store.columns import F32, I32, I64, U64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.graph import GraphLimits
-from freshet.store.ids import IdMap
+from freshet.store.ids import IdMap, hash_ids
 from freshet.store.lists import Block, Gather, empty_block
 from freshet.store.sessions import SessionBlock
 
@@ -307,8 +307,7 @@ class _Reading:
 
     def _sessions(self, events: EventColumns) -> None:
         s = events.sessions
-        users, name = self.users.intern(s.user), IdMap()
-        session = name.hash[name.intern(s.session)]
+        users, session = self.users.intern(s.user), hash_ids(s.session)
         device = np.array(
             [-1 if d is None else self.devices.intern([d])[0] for d in s.device], dtype=np.int32
         )  # a loop over sessions: devices have few names

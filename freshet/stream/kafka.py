@@ -9,6 +9,7 @@ topic that is gone, a refused login) is raised as a `KafkaError` that says what 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -50,6 +51,12 @@ _NO_ANSWER = {
     ck.KafkaError._RESOLVE,
     ck.KafkaError.REQUEST_TIMED_OUT,
     ck.KafkaError.BROKER_NOT_AVAILABLE,
+    ck.KafkaError.LEADER_NOT_AVAILABLE,
+    ck.KafkaError.NOT_LEADER_FOR_PARTITION,
+    ck.KafkaError._WAIT_COORD,
+    ck.KafkaError.COORDINATOR_NOT_AVAILABLE,
+    ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    ck.KafkaError.NOT_COORDINATOR,
 }
 _NO_TOPIC = {
     ck.KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -68,7 +75,7 @@ _FINAL = {
 
 
 class _Weather:
-    """Errors of the connection: counted, and logged when they begin and when another kind comes."""
+    """Errors of the connection: counted, and each kind logged once until all is well again."""
 
     def __init__(self, who: str) -> None:
         self.errors = 0
@@ -76,7 +83,7 @@ class _Weather:
         self.disturbed = False
         self.final: str | None = None
         self._who = who
-        self._shown: object = None
+        self._shown: set[int] = set()
 
     def __call__(self, error: ck.KafkaError) -> None:
         self.errors += 1
@@ -84,13 +91,13 @@ class _Weather:
         self.last = error.str()
         if error.fatal() or error.code() in _FINAL:
             self.final = error.str()
-        if error.code() != self._shown:
+        if error.code() not in self._shown:
             logger.warning("%s: %s", self._who, error.str())
-            self._shown = error.code()
+            self._shown.add(error.code())
 
     def cleared(self) -> None:
         self.disturbed = False
-        self._shown = None
+        self._shown.clear()
 
 
 def _made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
@@ -213,8 +220,10 @@ class PartitionConsumer:
             self._committed(error.args[0], [])
 
     def close(self) -> None:
-        """Stop reading; commits under way are finished."""
-        self._consumer.close()
+        """Stop reading; commits under way are finished, unless no broker answers within `close_timeout_ms`."""
+        closing = threading.Thread(target=self._consumer.close, daemon=True)
+        closing.start()
+        closing.join(self.settings.close_timeout_ms / 1e3)
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -301,12 +310,12 @@ class PartitionConsumer:
         try:
             self._find_topics(RECHECK_TIMEOUT_S)
             self._compare(positions, RECHECK_TIMEOUT_S)
-        except KafkaUnavailable:
-            self._doubt_since = None
         except (OffsetGap, UnknownTopic):
             self._doubt_since = now if self._doubt_since is None else self._doubt_since
             if (now - self._doubt_since) * 1e3 >= self.settings.recheck_grace_ms:
                 raise
+        except KafkaError:  # still no answer, or none yet that means anything
+            self._doubt_since = None
         else:
             logger.info("consumer: connected again")
             self._read_from(positions)  # an error may have ended the reading of a partition for good
@@ -469,11 +478,11 @@ class TopicAdmin:
 
         Raises KafkaError with the broker's reason for one that it refuses.
         """
-        new = [
-            NewTopic(spec.name, spec.partitions, spec.replication_factor, config=dict(spec.config))
-            for spec in specs
-        ]
-        answers = self._admin.create_topics(new, request_timeout=self._timeout_s) if new else {}
+        new = [NewTopic(s.name, s.partitions, s.replication_factor, config=dict(s.config)) for s in specs]
+        try:
+            answers = self._admin.create_topics(new, request_timeout=self._timeout_s) if new else {}
+        except ValueError as error:
+            raise KafkaError(f"creating topics: {error}") from error
         created = []
         for name, answer in answers.items():
             try:

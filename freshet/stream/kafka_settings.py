@@ -29,8 +29,10 @@ class KafkaSettings:
     """Longest pause between two attempts to reach a broker that is down."""
     recheck_interval_ms: float = 1_000.0
     """After a connection broke: how often offsets are compared with what the broker has, until they agree."""
-    recheck_grace_ms: float = 5_000.0
+    recheck_grace_ms: float = 15_000.0
     """How long such a comparison has to disagree before it is believed: a broker that starts knows little at first."""
+    close_timeout_ms: int = 5_000
+    """How long the consumer may take to finish its commits when it closes."""
     linger_ms: float = 1.0
     """How long the producer waits for a batch to fill."""
     idempotence: bool = True

@@ -51,3 +51,7 @@ class Bars:
     def share(self, what: str, share: float) -> None:
         """Move the bar called `what` to a share between 0 and 1."""
         self.update(what, round(share * 100), 100)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ the topics ended at its start does it write, and from then on with every step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from freshet.model.bundle import Bundle
+from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore
 from freshet.store.popular import PopularSettings, popular
@@ -121,6 +122,19 @@ class Worker:
         self._popular_tick = -1
         self._next: dict[str, float] = {}
         self._committed: dict[TopicPartition, int] = {}
+
+    def backfill(
+        self, history: Iterable[EventColumns], total: int, should_stop: Callable[[], bool],
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> None:  # fmt: skip
+        """Take history from an event log of `total` events; the topics may hold the same events again."""
+        done = 0
+        for columns in history:
+            if should_stop():
+                raise Stopped
+            self.updater.absorb(columns)
+            done += columns.event_count
+            progress("backfill", min(done, total), total)
 
     def catch_up(
         self, partitions: list[TopicPartition], should_stop: Callable[[], bool],
@@ -233,10 +247,11 @@ class Worker:
         return {
             "state": self.state,
             "model_version": self.sink.model_version,
+            "dim": self.sink.dim,
             "fence": self.sink.fence,
             "origin": msgspec.to_builtins(self.origin),
             "written_ms": int(self._wall() * 1e3),
-            "users": len(self.graph.users.all_names()) if self.state != "live" else len(self.graph.users),
+            "users": len(self.graph.users),
             "products": len(self.graph.products),
             "event_time_max": self.graph.event_time_max,
             "records": totals.records,

@@ -223,9 +223,16 @@ def test_freshets_own_topics(settings: KafkaSettings, fresh_name: Name) -> None:
     assert verify_topics(admin, ours) == dict.fromkeys(ours.inputs, 2)
 
 
-def test_a_topic_that_the_broker_refuses_is_named(settings: KafkaSettings) -> None:
-    with pytest.raises(KafkaError, match="creating topic not/a/name"):
-        TopicAdmin(settings).create([TopicSpec("not/a/name", -7, 1, {})])
+def test_a_topic_that_cannot_be_is_refused(settings: KafkaSettings) -> None:
+    with pytest.raises(KafkaError, match=r"creating topics: .*some\.name.*num_partitions"):
+        TopicAdmin(settings).create([TopicSpec("some.name", -7, 1, {})])
+
+
+@pytest.mark.integration
+def test_a_topic_that_the_broker_refuses_is_named(apache_kafka: ApacheKafka) -> None:
+    admin = TopicAdmin(KafkaSettings(bootstrap=apache_kafka.bootstrap))
+    with pytest.raises(KafkaError, match=r"creating topic some\.name: .*[Rr]eplication"):
+        admin.create([TopicSpec("some.name", 1, 3, {})])
 
 
 def test_an_unknown_topic_is_named_and_not_made(

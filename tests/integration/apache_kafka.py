@@ -126,6 +126,8 @@ class ApacheKafka(EmbeddedServer):
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
+            "broker.session.timeout.ms": 3000,  # a killed broker may come back after so long
+            "broker.heartbeat.interval.ms": 500,
             "auto.create.topics.enable": "true",  # Kafka's default, and a trap that our clients must not step into
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())

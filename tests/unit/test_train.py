@@ -1,0 +1,218 @@
+"""Towers, training and day zero: round trips, determinism, and that learning learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from freshet.model.bundle import Bundle, BundleError
+from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
+from freshet.model.dayzero import DayZeroConfig, dayzero
+from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
+from freshet.model.features import Vocabulary
+from freshet.model.offline import OfflineTowers, encode_fixture, encode_products_offline, encode_users_offline
+from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv, weight_shapes
+from freshet.model.train import TrainConfig, train
+from freshet.store.columns import EventColumns, ProductAttributes, ProductColumns, PurchaseColumns
+from freshet.store.graph import GraphStore
+from freshet.store.history import History
+
+FEATURES = FeatureConfig(
+    category_buckets=64, brand_buckets=32, token_buckets=64, geo_buckets=16, description_dim=2
+)
+SMALL = TrainConfig(
+    batch_size=64, pool_draws=40, window_days=60, epochs=2, threads=1, validation_users_max=0, validations=2,
+    start=DayZeroConfig(purchases_min=2),
+)  # fmt: skip
+
+
+def shop(seed: int = 0, days: int = 80) -> EventColumns:
+    """Users of four tastes; a user buys one to three products of the own taste, now and then."""
+    rng = np.random.default_rng(seed)
+    user, product, time, sizes = [], [], [], []
+    for day in range(days):
+        for u in range(60):
+            if rng.random() < 0.35:
+                size = int(rng.integers(1, 4))
+                user += [f"u{u}"] * size
+                product += [f"p{(u % 4) * 20 + p}" for p in rng.choice(20, size, replace=False)]
+                time += [day * DAY_MS + u * 1000 + 1] * size
+                sizes.append(size)
+    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    event = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.uint64), sizes)
+    n = len(user)
+    lines = PurchaseColumns(
+        user, product, np.array(time), event, np.ones(n, np.float32), np.zeros(n, np.bool_), start
+    )
+    attributes = [
+        ProductAttributes(category=(f"c{i // 20}",), price=float(i), description="some words" if i % 2 else None)
+        for i in range(81)
+    ]
+    catalogue = ProductColumns(
+        [f"p{i}" for i in range(81)], np.zeros(81, np.int64), np.arange(81, dtype=np.uint64), list(attributes)
+    )
+    return EventColumns(purchases=lines, products=catalogue)
+
+
+@pytest.fixture(scope="module")
+def history() -> History:
+    return History.of([shop()])
+
+
+@pytest.fixture(scope="module")
+def trained(history: History) -> Bundle:
+    return train(history, SMALL, features=FEATURES, split_ms=66 * DAY_MS)
+
+
+def random_bundle(config: TowerConfig, seed: int = 0) -> Bundle:
+    rng = np.random.default_rng(seed)
+    shapes = weight_shapes(config, FEATURES, 9)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return Bundle("trained", config, FEATURES, weights, Vocabulary({f"p{i}": i + 1 for i in range(8)}), -1)
+
+
+def test_weights_go_in_and_come_out_unchanged() -> None:
+    bundle = random_bundle(TowerConfig(dim=8))
+    towers = Towers(bundle.config, FEATURES, 9).load(bundle.weights)
+    found = towers.export()
+    assert {n: v.shape for n, v in found.items()} == weight_shapes(bundle.config, FEATURES, 9)
+    for name, value in bundle.weights.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].flags["C_CONTIGUOUS"]
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    bundle = random_bundle(TowerConfig(dim=8))
+    less = {k: v for k, v in bundle.weights.items() if k != "user.outer.purchased"}
+    with pytest.raises(KeyError, match=r"user\.outer\.purchased"):
+        Towers(bundle.config, FEATURES, 9).load(less)
+    wrong = {**bundle.weights, "user.age": np.zeros((3, 8), np.float32)}
+    with pytest.raises(ValueError, match=r"user\.age has shape"):
+        Towers(bundle.config, FEATURES, 9).load(wrong)
+
+
+def test_a_layer_is_what_the_configuration_says() -> None:
+    """Weighted means and matrices by hand, over one owner with two neighbours and one with none."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(5, 4)).astype(np.float32))
+    owners = torch.zeros(2, 4)
+    index, weight = torch.tensor([[3, 1], [0, 0]]), torch.tensor([0.75, 0.25])
+    for conv in (WeightedSAGEConv(4), BagSAGEConv(4)):
+        want = (0.75 * x[3] + 0.25 * x[1]) @ conv.lin_l.weight.T
+        torch.testing.assert_close(conv((x, owners), index, weight), torch.stack([want, torch.zeros(4)]))
+
+
+def test_fused_and_plain_layers_agree_on_every_relation(history: History) -> None:
+    bundle = random_bundle(TowerConfig(dim=8))
+    graph = GraphStore()
+    graph.apply(shop())
+    offline = OfflineTowers(bundle, graph)
+    users = np.arange(len(graph.users), dtype=np.int32)
+    products = np.arange(len(graph.products), dtype=np.int32)
+    plain = offline.encode_users(users), offline.encode_products(products)
+    offline.towers = Towers(bundle.config, FEATURES, 9, fused=True).load(bundle.weights)
+    np.testing.assert_allclose(offline.encode_users(users), plain[0], atol=1e-5)
+    np.testing.assert_allclose(offline.encode_products(products), plain[1], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(plain[0], axis=1), 1.0, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes(history: History, trained: Bundle) -> None:
+    again = train(History.of([shop()]), SMALL, features=FEATURES, split_ms=66 * DAY_MS)
+    for name, value in trained.weights.items():
+        assert value.tobytes() == again.weights[name].tobytes(), name
+    assert again.model_version == trained.model_version
+
+
+def test_nothing_after_the_split_reaches_the_weights(history: History, trained: Bundle) -> None:
+    """Other events after the split (and one validation only) leave what is trained as it was."""
+    other = shop(seed=0)
+    late = np.flatnonzero(other.purchases.time >= 66 * DAY_MS)
+    for i in late:
+        other.purchases.product[i] = f"p{(int(other.purchases.product[i][1:]) + 7) % 80}"
+    settings = TrainConfig(**{**vars(SMALL), "validations": 1, "epochs": 1})
+    a = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS)
+    b = train(History.of([other]), settings, features=FEATURES, split_ms=66 * DAY_MS)
+    assert a.pairs.product and sorted(a.pairs.product) == sorted(b.pairs.product)
+    assert a.evaluation["trace"][-1]["loss"] == pytest.approx(b.evaluation["trace"][-1]["loss"], rel=1e-5)
+    assert a.popular == b.popular
+
+
+def test_training_beats_popularity(trained: Bundle) -> None:
+    found = trained.evaluation["validation"]["recall"]
+    assert set(found) == {"towers", "popularity", "own_history"}
+    assert found["towers"]["novel"] > found["popularity"]["novel"]
+    assert found["towers"]["all"] > found["popularity"]["all"]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_the_loss_goes_down(history: History, loss: str) -> None:
+    settings = TrainConfig(**{**vars(SMALL), "loss": loss, "epochs": 6, "validations": 6, "patience": 9})
+    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation["trace"]
+    losses = [row["loss"] for row in trace if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_a_time_budget_stops_training(history: History) -> None:
+    now = iter(range(10**6))
+    settings = TrainConfig(**{**vars(SMALL), "epochs": 1000, "time_budget_s": 20.0})
+    bundle = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS, clock_s=lambda: float(next(now)))
+    assert 0 < bundle.evaluation["trace"][-1]["step"] < 25
+
+
+def test_an_empty_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train(History.of([]), SMALL, features=FEATURES)
+
+
+def test_the_fixture_checks_the_bundle(trained: Bundle, tmp_path: Path) -> None:
+    trained.save(tmp_path / "b")
+    loaded = Bundle.load(tmp_path / "b", encode_fixture)
+    weights = {k: v.copy() for k, v in loaded.weights.items()}
+    weights["user.outer.purchased"][0, 0] += 0.5
+    Bundle(**{**vars(loaded), "weights": weights}).save(tmp_path / "wrong")
+    with pytest.raises(BundleError, match="parity fixture fails"):
+        Bundle.load(tmp_path / "wrong", encode_fixture)
+
+
+def test_day_zero_knows_tastes_and_places_cold_products(history: History) -> None:
+    bundle = dayzero(history, features=FEATURES, settings=DayZeroConfig(purchases_min=2), cut_ms=66 * DAY_MS - 1)
+    graph = GraphStore()
+    graph.apply(shop())
+    products = graph.products.intern([f"p{i}" for i in range(81)])
+    vectors = encode_products_offline(bundle, graph, products)
+    users = encode_users_offline(bundle, graph, graph.users.intern([f"u{i}" for i in range(60)]))
+    best = np.argsort(-(users @ vectors.T), axis=1)[:, :5]
+    assert np.mean(best // 20 == (np.arange(60) % 4)[:, None]) > 0.9
+    # p80 was never bought: its category (c4) is its own, so give it c1's by attribute alone
+    catalogue = ProductColumns(["p80"], np.array([1]), np.array([1], np.uint64), [ProductAttributes(category=("c1",))])
+    graph.apply(EventColumns(products=catalogue))
+    cold = encode_products_offline(bundle, graph, products[80:])
+    nearest = np.argsort(-(vectors[:80] @ cold[0]))[:5]
+    assert np.mean(nearest // 20 == 1) > 0.7
+
+
+def test_day_zero_of_an_empty_shop() -> None:
+    bundle = dayzero(History.of([]), features=FEATURES)
+    assert bundle.kind == "dayzero" and bundle.fixture is not None and bundle.popular == []
+
+
+def test_recall_by_hand() -> None:
+    lines = [("a", "x", 1), ("a", "y", 11), ("a", "x", 12), ("b", "y", 2), ("b", "z", 13), ("c", "x", 14)]
+    n = len(lines)
+    purchases = PurchaseColumns(
+        [u for u, _, _ in lines], [p for _, p, _ in lines], np.array([t for _, _, t in lines]),
+        np.arange(1, n + 1, dtype=np.uint64), np.ones(n, np.float32), np.zeros(n, np.bool_), np.arange(n + 1),
+    )  # fmt: skip
+    history = History.of([EventColumns(purchases=purchases)])
+    targets = Targets.of(history, 10, 20)
+    assert history.users.names(targets.users) == ["a", "b"]  # c was not known before
+    x, y, z = (history.products.get(p) for p in "xyz")
+    scores = np.zeros((2, 3), np.float32)
+    scores[:, x], scores[:, y], scores[:, z] = 3, 2, 1
+    found = recall(embedding_scores(targets.users, np.eye(2, dtype=np.float32), scores.T.copy()), targets, k=1)
+    # a bought y (novel) and x (repeat), b bought z (novel); top 1 is x; without what they own: y for a, x for b
+    assert found == {"all": 0.25, "repeat": 1.0, "novel": 0.5}
+    assert baselines(history, targets, k=1)["own_history"]["repeat"] == 1.0
