@@ -16,11 +16,8 @@ from typing import NoReturn
 import pytest
 
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
+from freshet.stream.topics import TopicSettings
 from tests.integration.apache_kafka import ApacheKafka, Missing, fetch_jars
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "integration: needs Apache Kafka (Java, Maven)")
 
 
 def lacking(what: str) -> NoReturn:
@@ -72,6 +69,23 @@ def fresh_name() -> Callable[[str], str]:
     return lambda stem: f"{stem}.{token}"
 
 
+@pytest.fixture
+def fresh_topics(fresh_name: Callable[[str], str]) -> Callable[[int], TopicSettings]:
+    """Freshet's topics under names of this test alone, with so many partitions; none is created yet."""
+    return lambda partitions: TopicSettings(
+        view=fresh_name("view"),
+        purchase=fresh_name("purchase"),
+        session=fresh_name("session"),
+        products=fresh_name("products"),
+        profiles=fresh_name("profiles"),
+        state_products=fresh_name("state.products"),
+        embeddings_products=fresh_name("embeddings.products"),
+        embeddings_users=fresh_name("embeddings.users"),
+        deadletter=fresh_name("deadletter"),
+        partitions=partitions,
+    )
+
+
 # --- Redis --------------------------------------------------------------------------------------
 
 
@@ -104,7 +118,7 @@ def redis_server(debian_redis: EmbeddedRedis) -> str:
     return emptied(debian_redis)
 
 
-@pytest.fixture(params=["valkey", "redis_server"])
+@pytest.fixture(params=["valkey", pytest.param("redis_server", marks=pytest.mark.integration)])
 def redis_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty server of either make: a test that uses this runs on both."""
     return str(request.getfixturevalue(request.param))

@@ -1,11 +1,11 @@
 """A bundle: everything that a frozen model is, as a folder. NumPy only, so that serving needs no torch.
 
-    bundle.json            what it is: versions, configuration, cut, evaluation, a checksum of every file
-    weights.safetensors    the weights, float32, matrices [in, out]
-    vocabulary.json        product ids of the rows of `product.id`, bucket borders
-    copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
-    popular.json           [product id, purchases in the 28 days before the cut], most bought first
-    parity.json, parity.safetensors   a small event log and the embeddings it must come to
+bundle.json            what it is: versions, configuration, cut, evaluation, a checksum of every file
+weights.safetensors    the weights, float32, matrices [in, out]
+vocabulary.json        product ids of the rows of `product.id`, bucket borders
+copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
+popular.json           [product id, purchases in the 28 days before the cut], most bought first
+parity.json, parity.safetensors   a small event log and the embeddings it must come to
 """
 
 from __future__ import annotations
@@ -159,14 +159,13 @@ class Bundle:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     @staticmethod
-    def load(
-        path: str | Path, check_parity: Callable[[Bundle, Fixture], tuple[F32, F32]] | None = None
-    ) -> Bundle:
+    def load(path: str | Path, check_parity: Callable[[Bundle, Fixture], tuple[F32, F32]] | None = None) -> Bundle:
         """Read and check a bundle.
 
         `check_parity` encodes the fixture's users and products with the path that will serve, and with the
-        `thin` bundle it is given; what it returns must equal the stored embeddings to 1e-5. Raises BundleError for a missing file, another
-        format version, a wrong checksum, weights that do not fit, and a fixture that does not come out.
+        `thin` bundle it is given; what it returns must equal the stored embeddings to 1e-5.
+        Raises BundleError for a missing file, another format version, a wrong checksum, content that cannot be
+        understood, and a fixture that does not come out.
         """
         bundle = _load(Path(path))
         if check_parity is not None and bundle.fixture is not None:
@@ -267,7 +266,8 @@ def _read_head(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path / 'bundle.json'} does not match its checksum; the bundle is damaged")
     if not isinstance(head.get("blake2b"), dict):
         raise BundleError(f"{path / 'bundle.json'} lacks the checksums of its files")
-    return head
+    found: dict[str, Any] = head
+    return found
 
 
 def _read(path: Path, name: str, digest: str | None) -> bytes:
@@ -332,9 +332,7 @@ def _digest(data: bytes) -> str:
 
 def _tower_config(raw: dict[str, Any]) -> TowerConfig:
     def layers(tower: dict[str, Any]) -> LayerReads:
-        return LayerReads(
-            **{layer: {r: Gather(**g) for r, g in reads.items()} for layer, reads in tower.items()}
-        )
+        return LayerReads(**{layer: {r: Gather(**g) for r, g in reads.items()} for layer, reads in tower.items()})
 
     return TowerConfig(**(raw | {"user": layers(raw["user"]), "item": layers(raw["item"])}))
 

@@ -21,19 +21,21 @@ from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
 from freshet.model.parity import make_fixture
 from freshet.model.towers import weight_shapes
-from freshet.store.columns import F32, I32, I64
+from freshet.store.columns import F32, I32, I64, Bool
 from freshet.store.copurchase import FrozenCounts
-from freshet.store.history import History
+from freshet.store.history import History, Lines
 
 POPULAR_DAYS = 28
 
 
 @dataclass(frozen=True)
 class DayZeroConfig:
-    """`purchases_min`: purchases from which a product has a row of its own. `item_power`: how far a popular
-    product is toned down in the matrix (0 not at all). `spectrum_power`: weight of the leading singular
-    vectors. `shrinkage`: purchases-less pseudo-products in each mean of an attribute. `seed`: of everything
-    random. `views_share`: what a view counts, against a purchase."""
+    """`purchases_min`: purchases from which a product has an id row of its own. `item_power`, `user_power`: how far
+    popular products and busy users are toned down in the matrix (0 not at all). `spectrum_power`: weight of
+    the leading singular vectors. `shrinkage`: how many products without any vector each attribute's mean
+    counts in. `co_purchased_share`: what a product takes of its partners. `views_share`: what a view counts
+    against a purchase. `partners_max`: frozen partners kept a product. `seed`: of everything random.
+    """
 
     purchases_min: int = 5
     item_power: float = 0.3
@@ -142,8 +144,12 @@ def popular(history: History, cut_ms: int, most: int = 1000) -> list[tuple[str, 
     if not count.any():
         count = counts_until(history, cut_ms, cut_ms - POPULAR_DAYS * DAY_MS, views=True)
     rows = np.lexsort((history.products.hash, -count))[:most]
-    rows = rows[count[rows] > 0].astype(np.int32)
-    return [(p, int(n)) for p, n in zip(history.products.names(rows), count[rows], strict=True) if p is not None]
+    rows = rows[count[rows] > 0]
+    return [
+        (p, int(n))
+        for p, n in zip(history.products.names(rows.astype(np.int32)), count[rows], strict=True)
+        if p is not None
+    ]
 
 
 def counts_until(history: History, cut_ms: int, after_ms: int = -1, views: bool = False) -> I64:
@@ -201,8 +207,9 @@ def _cells(user: I32, product: I32, products: int) -> I64:
     return user.astype(np.int64) * products + product
 
 
-def _counts(lines, cut_ms: int):  # type: ignore[no-untyped-def]
-    return (lines.time <= cut_ms) & (lines.flag == 0)
+def _counts(lines: Lines, cut_ms: int) -> Bool:
+    inside: Bool = (lines.time <= cut_ms) & (lines.flag == 0)
+    return inside
 
 
 def _explain(weights: Mapping[str, F32], codes: ProductCodes, vector: F32, shrinkage: float) -> None:

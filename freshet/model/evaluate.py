@@ -31,7 +31,7 @@ class Targets:
     users: I32
     bought_ptr: I64
     bought: I32
-    is_novel: np.ndarray  # type: ignore[type-arg]
+    is_novel: np.ndarray
     owned_ptr: I64
     owned: I32
 
@@ -124,5 +124,5 @@ def baselines(history: History, targets: Targets, k: int = 20) -> dict[str, dict
     }
 
 
-def _top(scores: F32, k: int) -> np.ndarray:  # type: ignore[type-arg]
+def _top(scores: F32, k: int) -> np.ndarray:
     return torch.from_numpy(scores).topk(min(k, scores.shape[1]), dim=1).indices.numpy()

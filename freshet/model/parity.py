@@ -101,9 +101,13 @@ def _catalogue(products: list[str], bundle: Bundle) -> ProductColumns:
         for i in range(len(products) - 2)
     ]
     n = len(rows)
-    return ProductColumns([*products[: n - 1], products[-1]], np.zeros(n, dtype=np.int64), np.arange(n, dtype=np.uint64), list(rows))
+    return ProductColumns(
+        [*products[: n - 1], products[-1]], np.zeros(n, dtype=np.int64), np.arange(n, dtype=np.uint64), list(rows)
+    )
 
 
 def _profiles(users: list[str]) -> ProfileColumns:
     rows = [UserAttributes("25-34" if i % 2 else None, "north" if i % 3 else None, 17_000 + i) for i in range(4)]
-    return ProfileColumns([*users[:3], users[-1]], np.zeros(4, dtype=np.int64), np.arange(4, dtype=np.uint64), list(rows))
+    return ProfileColumns(
+        [*users[:3], users[-1]], np.zeros(4, dtype=np.int64), np.arange(4, dtype=np.uint64), list(rows)
+    )

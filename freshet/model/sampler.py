@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.loader import LinkLoader
-from torch_geometric.sampler import BaseSampler, EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling, NodeSamplerInput
+from torch_geometric.sampler import (
+    BaseSampler,
+    EdgeSamplerInput,
+    HeteroSamplerOutput,
+    NegativeSampling,
+    NodeSamplerInput,
+)
 
 from freshet.model.config import FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, UserCodes, session_codes
@@ -88,7 +95,7 @@ class NegativePool:
     """Products drawn for a whole batch: `draws` times by `share` [products] (popularity to a power), of
     which each positive gets `each`."""
 
-    share: np.ndarray  # type: ignore[type-arg]
+    share: np.ndarray
     draws: int
     each: int
 
@@ -145,7 +152,8 @@ class TemporalSampler(BaseSampler):  # type: ignore[misc]
     def _log_inclusion(self, items: I32, seeds: int) -> F32:
         """Log of the chance of each item to be a candidate in a batch of `seeds` edges, [n] float32."""
         expected = self.pool.draws * self.pool.share[items] + seeds * self.bought[items]
-        return np.log(np.maximum(-np.expm1(-expected), 1e-12)).astype(np.float32)
+        found: F32 = np.log(np.maximum(-np.expm1(-expected), 1e-12)).astype(np.float32)
+        return found
 
 
 class TemporalLoader(LinkLoader):  # type: ignore[misc]
@@ -183,7 +191,7 @@ def time_runs(seeds: int, batch_size: int, rng: np.random.Generator, shuffle: bo
     """Cut seeds 0..n, sorted by time, into runs of `batch_size` and shuffle the runs, never the edges."""
     offset = int(rng.integers(batch_size)) if seeds > batch_size else 0
     borders = [0, *range(offset, seeds, batch_size), seeds]
-    runs = [np.arange(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True) if b > a]
+    runs = [np.arange(a, b) for a, b in pairwise(borders) if b > a]
     return [runs[i] for i in rng.permutation(len(runs))] if shuffle else runs
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class Towers(nn.Module):
         row = torch.from_numpy(codes.id.astype(np.int64))
         if keep_id is not None:
             row = torch.where(keep_id, row, 0)
-        x = t["product_brand"][_index(codes.brand)] + t["product_price"][_index(codes.price)]
+        x: Tensor = t["product_brand"][_index(codes.brand)] + t["product_price"][_index(codes.price)]
         x = x + fn.embedding(row, t["product_id"])
         x = x + _bag(t["product_category"], codes.category, mean=False)
         x = x + _bag(t["product_token"], codes.token, mean=True)
@@ -140,16 +140,16 @@ class Towers(nn.Module):
     def x_user(self, codes: UserCodes) -> Tensor:
         """Feature vectors [n, dim]."""
         t = self.table
-        return (
-            t["user_age"][_index(codes.age)]
-            + t["user_geo"][_index(codes.geo)]
-            + t["user_signup"][_index(codes.signup)]
+        x: Tensor = (
+            t["user_age"][_index(codes.age)] + t["user_geo"][_index(codes.geo)] + t["user_signup"][_index(codes.signup)]
         )
+        return x
 
     def x_session(self, codes: SessionCodes) -> Tensor:
         """Feature vectors [n, dim]."""
         device = self.table["session_device"][_index(codes.device)]
-        return device + self.table["session_duration"][_index(codes.duration)]
+        x: Tensor = device + self.table["session_duration"][_index(codes.duration)]
+        return x
 
     def forward(self, graph: Neighborhood, keep_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings of the roles `user` [q, dim] and `item` [t, dim], L2-normalised."""
@@ -190,7 +190,7 @@ class Towers(nn.Module):
             node, rest = name.split("_", 1)
             out[f"{node}.{rest}"] = (parameter, False)
         for tower, layer in LAYERS:
-            module = self.layer[f"{tower}_{layer}"]
+            module: Any = self.layer[f"{tower}_{layer}"]
             for node, own in module.own.items():
                 out[f"{tower}.{layer}.self.{node}"] = (own.weight, True)
                 out[f"{tower}.{layer}.bias.{node}"] = (own.bias, False)
@@ -255,11 +255,11 @@ def weight_shapes(config: TowerConfig, features: FeatureConfig, id_rows: int) ->
     return shapes
 
 
-def _index(codes: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _index(codes: np.ndarray) -> Tensor:
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def _bag(table: Tensor, codes: np.ndarray, mean: bool) -> Tensor:  # type: ignore[type-arg]
+def _bag(table: Tensor, codes: np.ndarray, mean: bool) -> Tensor:
     """Sum (or mean) of the rows that each row of `codes` [n, k] names; -1 names none."""
     there = codes >= 0
     flat = torch.from_numpy(codes[there].astype(np.int64))

@@ -23,7 +23,7 @@ from freshet.model.bundle import Bundle
 from freshet.model.config import DAY_MS, FeatureConfig, LayerReads, TowerConfig
 from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
 from freshet.model.features import ProductCodes, UserCodes, user_codes
-from freshet.model.neighborhood import NO_NODES, neighborhood, walk
+from freshet.model.neighborhood import NO_NODES, Neighborhood, neighborhood, walk
 from freshet.model.parity import make_fixture
 from freshet.model.sampler import (
     SEED_EDGE,
@@ -36,9 +36,10 @@ from freshet.model.sampler import (
     time_runs,
 )
 from freshet.model.towers import Towers
-from freshet.store.columns import F32, I32
+from freshet.store.columns import F32, I32, Bool
 from freshet.store.history import History, PairHistory
 from freshet.store.lists import Gather
+
 
 def default_towers() -> TowerConfig:
     """What earns its keep on validation data (`docs/decisions/towers.md`): what a user bought, viewed and was
@@ -192,8 +193,8 @@ class _Training:
         best.offer(evaluator.validate(towers), towers)
         trace = [{"step": 0.0, "seconds": self.clock_s() - self.began_s, **best.found}]
         fit_s = self.clock_s()
-        due, step, losses = 1, 0, list[float]()
-        for share, data in self._batches(seeds, sampler, rng):
+        due, losses = 1, list[float]()
+        for step, (share, data) in enumerate(self._batches(seeds, sampler, rng)):
             spent = (self.clock_s() - fit_s) / s.time_budget_s if s.time_budget_s > 0 else 0.0
             share = max(share, spent)
             if share * s.validations >= due or share >= 1.0:
@@ -212,17 +213,14 @@ class _Training:
             user, item = towers(graph, keep)
             found_loss = loss_of(user, item, data, log_scale, s.loss)
             optimizer.zero_grad(set_to_none=True)
-            found_loss.backward()
+            found_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(float(found_loss.detach()))
-            step += 1
             self.progress(f"training, loss {losses[-1]:.3f}", min(share, 1.0))
         best.restore(towers)
         return trace
 
-    def _batches(
-        self, seeds: Seeds, sampler: TemporalSampler, rng: np.random.Generator
-    ) -> Iterator[tuple[float, Any]]:
+    def _batches(self, seeds: Seeds, sampler: TemporalSampler, rng: np.random.Generator) -> Iterator[tuple[float, Any]]:
         """Share done, and a batch; at the end share 1 with the last batch once more."""
         data = None
         for epoch in range(self.settings.epochs):
@@ -244,7 +242,8 @@ def loss_of(user: Tensor, item: Tensor, data: Any, log_scale: Tensor, loss: str)
     else:
         logits = log_scale.exp() * (user @ item.T)
         each = torch.logsumexp(logits - data["item"].log_q, dim=1)[query] - logits[query, positive]
-    return (weight * each).sum() / weight.sum()
+    mean: Tensor = (weight * each).sum() / weight.sum()
+    return mean
 
 
 class Evaluator:
@@ -292,7 +291,7 @@ class Evaluator:
             item[start : start + 8192] = towers.encode_items(graph, towers.x_product(graph.product)).numpy()
         return user, item
 
-    def _neighborhood(self, users: I32, items: I32, at_ms: int):  # type: ignore[no-untyped-def]
+    def _neighborhood(self, users: I32, items: I32, at_ms: int) -> Neighborhood:
         reader = HistoryReader(self.history, self.pairs, np.full(users.shape[0], at_ms, dtype=np.int64), at_ms)
         found = walk(reader, self.config, users, items, len(self.history.products))
         return neighborhood(found, self.codes, self.user_codes, self.features)
@@ -328,7 +327,7 @@ class Checkpoint:
         towers.load_state_dict(self._state)
 
 
-def _is_repeat(history: History, seeds: Seeds) -> np.ndarray:  # type: ignore[type-arg]
+def _is_repeat(history: History, seeds: Seeds) -> Bool:
     """[n] bool: the seed's user had bought the product before."""
     lines, size = history.purchases, max(1, len(history.products))
     pair = lines.user.astype(np.int64) * size + lines.product
@@ -336,7 +335,8 @@ def _is_repeat(history: History, seeds: Seeds) -> np.ndarray:  # type: ignore[ty
     asked = seeds.user.astype(np.int64) * size + seeds.product
     place = np.minimum(np.searchsorted(known, asked), max(0, known.shape[0] - 1))
     found = known[place] == asked if known.shape[0] else np.zeros(asked.shape[0], dtype=np.bool_)
-    return found & (lines.time[first[place]] < seeds.time)
+    before: Bool = found & (lines.time[first[place]] < seeds.time)
+    return before
 
 
 @contextmanager

@@ -144,9 +144,9 @@ class TimedSessions:
         place = np.where(inside, place, 0)
         if self.time.shape[0]:
             inside &= self.until[place] >= before_ms[:, None]
-        nth = np.cumsum(inside, axis=1)
-        row, column = np.nonzero(inside & (nth <= num_sessions))
-        event, nth = place[row, column], nth[row, column] - 1
+        counted = np.cumsum(inside, axis=1)
+        row, column = np.nonzero(inside & (counted <= num_sessions))
+        event, nth = place[row, column], counted[row, column] - 1
         block = SessionBlock(
             np.minimum(inside.sum(axis=1), num_sessions).astype(np.int32),
             np.full((n, num_sessions), -1, dtype=np.int32),

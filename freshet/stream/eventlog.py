@@ -16,60 +16,52 @@ from functools import cached_property
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import msgspec
 
-from freshet.errors import FreshetError
 from freshet.store.columns import EventColumns
-from freshet.stream.codec import JSON_DECODERS, explain_failure
+from freshet.stream.codec import FAILURES, JSON_DECODERS, explain_failure
 from freshet.stream.decode import decode_events
+from freshet.stream.eventlog_format import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    TIE_ORDER,
+    EventLogError,
+    Manifest,
+    file_name,
+)
+from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.events import Event, Kind
 from freshet.stream.headers import Format
-from freshet.stream.rejection import DecodeLimits
+from freshet.stream.rejection import DecodeLimits, Rejection
 from freshet.stream.validate import Context, check, owner_of
 
-FORMAT_VERSION = 1
-MANIFEST_FILE = "log.json"
+__all__ = ["FORMAT_VERSION", "EventLog", "EventLogError", "EventLogWriter", "Manifest"]
+
 BATCH_LINES = 512
 """Lines of one kind that are held at a time while a log is streamed."""
-TIE_ORDER = (Kind.PRODUCT, Kind.PROFILE, Kind.SESSION, Kind.VIEW, Kind.PURCHASE)
-"""Kinds in the order in which events of one timestamp are given."""
+SEEK_BYTES = 64 * 1024
+"""How near to the first event wanted the search for it stops."""
 
+_LIMITS = DecodeLimits()
 _RANK = {kind: rank for rank, kind in enumerate(TIE_ORDER)}
 _timestamp = attrgetter("timestamp")
 
 
-class EventLogError(FreshetError):
-    """An event log that cannot be read or written; the message names the file and, where there is one, the line."""
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `log.json` says. Times in ms since the epoch, null for a log without events.
-
-    `counts`: events by kind; `bytes`: size of each file by its name, so that a file which was edited or cut short
-    is noticed; `notes`: what the conversion left out, and why, with counts.
-    """
-
-    source: str
-    counts: dict[str, int]
-    first_ms: int | None
-    last_ms: int | None
-    notes: dict[str, int | str] = {}
-    bytes: dict[str, int] = {}
-    format_version: int = FORMAT_VERSION
-
-
-class _UserHead(msgspec.Struct, gc=False):
+class _Time(msgspec.Struct, gc=False):
     timestamp: int
+
+
+class _UserHead(_Time, gc=False):
     user_id: str
 
 
-class _ProductHead(msgspec.Struct, gc=False):
-    timestamp: int
+class _ProductHead(_Time, gc=False):
     product_id: str
 
 
+_TIME = msgspec.json.Decoder(_Time)
 _USER_HEAD = msgspec.json.Decoder(_UserHead)
 _PRODUCT_HEAD = msgspec.json.Decoder(_ProductHead)
 
@@ -79,6 +71,7 @@ class EventLog:
 
     Raises EventLogError for a folder that is missing, holds none of the known files, or has a manifest of another
     format or of other files; and while reading for a line that is not a valid event, out of order, or cut off.
+    Lines of a log that a writer made are not judged beyond the schema's types: the writer has judged them.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -88,7 +81,7 @@ class EventLog:
         self._files = {kind: found for kind in TIE_ORDER if (found := self._find(kind))}
         self._stated = self._read_manifest()
         if not self._files and self._stated is None:
-            names = ", ".join(f"{kind.value}.jsonl" for kind in Kind)
+            names = ", ".join(map(file_name, Kind))
             raise EventLogError(f"{self.path}: not an event log: none of {names} is there (each also as .gz)")
 
     @cached_property
@@ -139,7 +132,7 @@ class EventLog:
     ) -> Iterator[tuple[Kind, int, str, bytes]]:
         """As `stream`, undecoded: kind, timestamp (ms), record key (user id, or product id), the line unchanged.
 
-        Only time and key are read of a line, and the rest is not judged.
+        Only time and key are read of a line; the rest is not judged.
         """
         parts = [self._heads(kind, since_ms, until_ms) for kind in self._chosen(kinds)]
         return ((TIE_ORDER[rank], time, key, line) for time, rank, key, line in heapq.merge(*parts))
@@ -147,8 +140,8 @@ class EventLog:
     # --- files --------------------------------------------------------------------------------------
 
     def _find(self, kind: Kind) -> Path | None:
-        plain = self.path / f"{kind.value}.jsonl"
-        packed = self.path / f"{kind.value}.jsonl.gz"
+        plain = self.path / file_name(kind)
+        packed = self.path / f"{file_name(kind)}.gz"
         if plain.exists() and packed.exists():
             raise EventLogError(f"{packed}: {plain.name} is there as well; keep one of them")
         return plain if plain.exists() else packed if packed.exists() else None
@@ -162,32 +155,35 @@ class EventLog:
             version = raw.get("format_version") if isinstance(raw, dict) else None
             if version != FORMAT_VERSION:
                 raise EventLogError(
-                    f"{path}: format_version is {version!r}, this Freshet reads {FORMAT_VERSION}; convert the source again"
+                    f"{path}: format_version is {version!r}, this Freshet reads {FORMAT_VERSION}; "
+                    "convert the source again"
                 )
             manifest = msgspec.convert(raw, Manifest)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except FAILURES as error:
             raise EventLogError(f"{path}: not a manifest: {error}; delete it to have it derived") from None
-        sizes = {file.name: file.stat().st_size for file in self._files.values()}
-        for name in sorted(sizes.keys() | manifest.bytes.keys()) if manifest.bytes else ():
-            stated, found = manifest.bytes.get(name, 0), sizes.get(name, 0)
-            if stated != found:
-                raise EventLogError(
-                    f"{self.path / name}: {found} bytes, {MANIFEST_FILE} says {stated}: the file is cut short or was "
-                    f"edited; convert again, or delete {MANIFEST_FILE} if the edit is meant"
-                )
+        self._check_sizes(manifest.bytes)
         return manifest
+
+    def _check_sizes(self, stated: dict[str, int]) -> None:
+        """Packed files are not looked at: they carry their own checksum."""
+        found = {file.name: file.stat().st_size for file in self._files.values() if file.suffix != ".gz"}
+        packed = {file.stem for file in self._files.values() if file.suffix == ".gz"}
+        for name in sorted((stated.keys() | found.keys()) - packed) if stated else ():
+            if stated.get(name, 0) != found.get(name, 0):
+                raise EventLogError(
+                    f"{self.path / name}: {found.get(name, 0)} bytes, {MANIFEST_FILE} says {stated.get(name, 0)}: "
+                    f"the file is cut short or was edited; convert again, or delete {MANIFEST_FILE} if you edited it"
+                )
 
     def _derive_manifest(self) -> Manifest:
         counts: dict[str, int] = {}
-        times: list[int] = []
+        first, last = [], []
         for kind in self._files:
             for events in self._events(kind, BATCH_LINES, None, None):
                 counts[kind.value] = counts.get(kind.value, 0) + len(events)
-                times = [min(*times, events[0].timestamp), max(*times, events[-1].timestamp)] if times else [
-                    events[0].timestamp, events[-1].timestamp
-                ]  # fmt: skip
-        first, last = times or (None, None)
-        return Manifest(source="hand-written", counts=counts, first_ms=first, last_ms=last)
+                first.append(events[0].timestamp)
+                last.append(events[-1].timestamp)
+        return Manifest("hand-written", counts, min(first, default=None), max(last, default=None))
 
     def _chosen(self, kinds: Iterable[Kind] | None) -> list[Kind]:
         wanted = set(Kind) if kinds is None else set(kinds)
@@ -196,35 +192,29 @@ class EventLog:
     # --- lines --------------------------------------------------------------------------------------
 
     def _lines(self, kind: Kind, size: int, since_ms: int | None) -> Iterator[tuple[int, list[bytes]]]:
-        """Batches of lines with the byte offset of the first; in a plain file starts near `since_ms`."""
+        """Batches of lines with the (unpacked) byte offset of the first; in a plain file from near `since_ms` on."""
         path = self._files[kind]
-        packed = path.suffix == ".gz"
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            if since_ms is not None and not packed:
-                file.seek(_seek(file, path.stat().st_size, since_ms))
-            try:
+        try:
+            with _open(path) as file:
+                if since_ms is not None and path.suffix != ".gz":
+                    file.seek(_seek(file, path.stat().st_size, since_ms))
                 offset = file.tell()
                 while lines := list(islice(file, size)):
                     yield offset, lines
                     offset += sum(map(len, lines))
-            except (EOFError, OSError, zlib.error) as error:
-                raise EventLogError(f"{path}: cannot be unpacked to its end ({error}): the file is cut short") from None
+        except (EOFError, OSError, zlib.error) as error:
+            raise EventLogError(f"{path}: cannot be read to its end: {error}") from None
 
     def _events(self, kind: Kind, size: int, since_ms: int | None, until_ms: int | None) -> Iterator[list[Any]]:
-        """Batches of decoded events of one kind, none empty, each within the bounds."""
-        decoder = JSON_DECODERS[kind]
-        newest = -1
+        """Batches of decoded events of one kind, none empty, all within the bounds."""
+        newest = 0
         for offset, lines in self._lines(kind, size, since_ms):
-            try:
-                events = decoder.decode_lines(b"".join(lines))
-                times = [*map(_timestamp, events)]
-                ordered = newest <= times[0] and times == sorted(times) if times else True
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
-                ordered = False
-            if not ordered or self._stated is None:
-                self._judge(kind, offset, lines, newest)
-            if not times:
+            events = self._decode(kind, lines, newest)
+            if events is None:
+                events = self._decode_each(kind, offset, lines, newest)
+            if not events:
                 continue
+            times = [*map(_timestamp, events)]
             newest = times[-1]
             low = 0 if since_ms is None else bisect_left(times, since_ms)
             high = len(times) if until_ms is None else bisect_left(times, until_ms)
@@ -233,23 +223,35 @@ class EventLog:
             if high < len(times):
                 return
 
-    def _judge(self, kind: Kind, offset: int, lines: list[bytes], newest: int) -> None:
-        """Find the first line that is wrong, and say what is; nothing for lines that are all right."""
-        limits = DecodeLimits()
+    def _decode(self, kind: Kind, lines: list[bytes], newest: int) -> list[Any] | None:
+        """All lines at once; None when something about one of them is odd."""
+        try:
+            events = JSON_DECODERS[kind].decode_lines(b"".join(lines))
+            times = [*map(_timestamp, events)]
+            odd = not times or times[0] < newest or times != sorted(times)
+        except (*FAILURES, TypeError):
+            return None
+        return None if odd or (self._stated is None and any(map(_check, events))) else events
+
+    def _decode_each(self, kind: Kind, offset: int, lines: list[bytes], newest: int) -> list[Any]:
+        """The events of `lines`, blank lines left out; raises for the first that is wrong."""
+        events = []
         for i, line in enumerate(lines):
             if not line.strip():
                 continue
             try:
                 event = JSON_DECODERS[kind].decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except FAILURES as error:
                 self._refuse(kind, offset, lines, i, explain_failure(error, line, kind, Format.JSON).message)
             if event.timestamp is None:
                 self._refuse(kind, offset, lines, i, "timestamp is missing: in an event log every event has one")
-            if rejection := check(event, Context(owner_of(event).encode(), 0, limits)):
+            if rejection := _check(event):
                 self._refuse(kind, offset, lines, i, rejection.message)
             if event.timestamp < newest:
                 self._refuse(kind, offset, lines, i, _unsorted(event.timestamp, newest))
             newest = event.timestamp
+            events.append(event)
+        return events
 
     def _keyed(self, kind: Kind, since_ms: int | None, until_ms: int | None) -> Iterator[tuple[int, int, Any]]:
         rank = _RANK[kind]
@@ -261,77 +263,77 @@ class EventLog:
         self, kind: Kind, since_ms: int | None, until_ms: int | None
     ) -> Iterator[tuple[int, int, str, bytes]]:
         """Time, rank, key and line of each event of one kind."""
-        rank, of_product = _RANK[kind], kind is Kind.PRODUCT
-        newest = -1
+        rank, newest = _RANK[kind], 0
+        decode = (_PRODUCT_HEAD if kind is Kind.PRODUCT else _USER_HEAD).decode
+        key_of = attrgetter("product_id" if kind is Kind.PRODUCT else "user_id")
         for offset, lines in self._lines(kind, BATCH_LINES, since_ms):
             for i, line in enumerate(lines):
+                if line.isspace():
+                    continue
                 try:
-                    if of_product:
-                        product = _PRODUCT_HEAD.decode(line)
-                        time, key = product.timestamp, product.product_id
-                    else:
-                        user = _USER_HEAD.decode(line)
-                        time, key = user.timestamp, user.user_id
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    if not line.strip():
-                        continue
-                    self._judge(kind, offset, [line], newest)
+                    head = decode(line)
+                except FAILURES as error:
+                    self._decode_each(kind, offset, lines[: i + 1], 0)
                     self._refuse(kind, offset, lines, i, str(error))
+                time = head.timestamp
                 if time < newest:
                     self._refuse(kind, offset, lines, i, _unsorted(time, newest))
                 newest = time
                 if until_ms is not None and time >= until_ms:
                     return
                 if since_ms is None or time >= since_ms:
-                    yield time, rank, key, line.rstrip(b"\r\n")
+                    yield time, rank, key_of(head), line.rstrip(b"\r\n")
 
-    def _refuse(self, kind: Kind, offset: int, lines: list[bytes], i: int, why: str) -> None:
-        """Raise EventLogError for `lines[i]`, where `lines` start `offset` bytes into the (unpacked) file."""
+    def _refuse(self, kind: Kind, offset: int, lines: list[bytes], i: int, why: str) -> NoReturn:
+        """Raise EventLogError for `lines[i]`, where `lines` start `offset` bytes into the unpacked file."""
         path = self._files[kind]
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            before = file.read(offset).count(b"\n")
-        if not lines[i].endswith(b"\n") and not lines[i].rstrip().endswith(b"}"):
-            why = f"the line is cut off at the end of the file; convert again, or delete the line ({why})"
-        raise EventLogError(f"{path}: line {before + i + 1}: {why}")
+        with _open(path) as file:
+            number = file.read(offset).count(b"\n") + i + 1
+        if not lines[i].endswith(b"\n") and not _is_json(lines[i]):
+            why = f"the file ends in the middle of this line; convert again, or delete the line ({why})"
+        raise EventLogError(f"{path}: line {number}: {why}")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _check(event: Event) -> Rejection | None:
+    return check(event, Context(owner_of(event).encode(), 0, _LIMITS))
 
 
 def _unsorted(time: int, newest: int) -> str:
-    return f"timestamp {time} after {newest}: the lines have to be in order of timestamp; sort the file"
+    return f"timestamp {time} comes after {newest}: put the lines in order of timestamp"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except FAILURES:
+        return False
+    return True
 
 
 def _seek(file: IO[bytes], size: int, since_ms: int) -> int:
-    """The offset of a line from which on every event at or after `since_ms` is found, by bisection.
+    """The offset of a line before which no event is at or after `since_ms`, by bisection.
 
     Lines that cannot be read count as late, so that the reader meets and names them.
     """
-    low, high = 0, size  # a line that starts at or before `low` is early; one at or after `high` is not known to be
-    while high - low > 64 * 1024:
+    low, high = 0, size
+    while high - low > SEEK_BYTES:
         middle = (low + high) // 2
         file.seek(middle)
         file.readline()
         start = file.tell()
-        line = file.readline()
-        if start < high and line and _is_before(line, since_ms):
+        if start < high and _is_before(file.readline(), since_ms):
             low = start
         else:
             high = middle
     return low
 
 
-class _Time(msgspec.Struct, gc=False):
-    timestamp: int
-
-
-_TIME = msgspec.json.Decoder(_Time)
-
-
 def _is_before(line: bytes, since_ms: int) -> bool:
     try:
         return _TIME.decode(line).timestamp < since_ms
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except FAILURES:
         return False
-
-
-from freshet.stream.eventlog_writer import EventLogWriter  # noqa: E402 - the writer builds on what stands above
-
-__all__ = ["FORMAT_VERSION", "EventLog", "EventLogError", "EventLogWriter", "Manifest"]

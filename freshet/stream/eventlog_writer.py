@@ -1,4 +1,4 @@
-"""Writing an event log: into a folder beside it, renamed when complete, so that a killed conversion never looks whole."""
+"""Writing an event log: beside its place, renamed when complete, so that a killed conversion never looks whole."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from freshet.stream import eventlog
+from freshet.stream.codec import FAILURES, JSON_DECODERS, explain_failure
+from freshet.stream.eventlog_format import MANIFEST_FILE, EventLogError, Manifest, file_name
 from freshet.stream.events import Event, Kind
+from freshet.stream.headers import Format
 from freshet.stream.rejection import DecodeLimits
 from freshet.stream.validate import KIND_OF, Context, check, owner_of
 
@@ -50,7 +52,7 @@ class EventLogWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
         except OSError as error:
-            raise eventlog.EventLogError(f"{self.path}: cannot be written: {error}") from None
+            raise EventLogError(f"{self.path}: cannot be written: {error}") from None
         return self
 
     def __exit__(
@@ -60,7 +62,7 @@ class EventLogWriter:
             if kind is None:
                 self._complete()
         except OSError as failed:
-            raise eventlog.EventLogError(f"{self.path}: cannot be written: {failed}") from None
+            raise EventLogError(f"{self.path}: cannot be written: {failed}") from None
         finally:
             for file in self._files.values():
                 file.close()
@@ -71,17 +73,24 @@ class EventLogWriter:
         kind = KIND_OF[type(event)]
         time = event.timestamp
         if time is None:
-            raise eventlog.EventLogError(f"{self._name(event)}: timestamp is missing: in an event log every event has one")
+            raise EventLogError(f"{self._name(event)}: timestamp is missing: in an event log every event has one")
         if time < self._newest.get(kind, 0):
-            raise eventlog.EventLogError(
+            raise EventLogError(
                 f"{self._name(event)}: timestamp {time} after {self._newest[kind]}: write events in order of timestamp"
             )
         if rejection := check(event, Context(owner_of(event).encode(), 0, self._limits)):
-            raise eventlog.EventLogError(f"{self._name(event)}: {rejection.message}")
+            raise EventLogError(f"{self._name(event)}: {rejection.message}")
+        line = _ENCODER.encode(event)
+        try:
+            JSON_DECODERS[kind].decode(line)  # constructing a struct has not judged the types of its fields
+        except FAILURES as error:
+            raise EventLogError(
+                f"{self._name(event)}: {explain_failure(error, line, kind, Format.JSON).message}"
+            ) from None
         if kind not in self._files:
-            self._files[kind] = (self._partial / f"{kind.value}.jsonl").open("wb", buffering=1024 * 1024)
+            self._files[kind] = (self._partial / file_name(kind)).open("wb", buffering=1024 * 1024)
             self._first[kind] = time
-        self._files[kind].write(_ENCODER.encode(event) + b"\n")
+        self._files[kind].write(line + b"\n")
         self._newest[kind] = time
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
@@ -104,10 +113,10 @@ class EventLogWriter:
         if not self.path.exists():
             return
         if not self._overwrite:
-            raise eventlog.EventLogError(f"{self.path}: is there already; choose another folder, or overwrite it")
-        known = {f"{kind.value}.jsonl{end}" for kind in Kind for end in ("", ".gz")} | {eventlog.MANIFEST_FILE}
+            raise EventLogError(f"{self.path}: is there already; choose another folder, or overwrite it")
+        known = {file_name(kind) + end for kind in Kind for end in ("", ".gz")} | {MANIFEST_FILE}
         if not self.path.is_dir() or not {entry.name for entry in self.path.iterdir()} <= known:
-            raise eventlog.EventLogError(f"{self.path}: holds other files than an event log's, and is not overwritten")
+            raise EventLogError(f"{self.path}: holds other files than an event log's, and is not overwritten")
 
     def _complete(self) -> None:
         sizes = {}
@@ -115,7 +124,7 @@ class EventLogWriter:
             file.flush()
             os.fsync(file.fileno())
             sizes[Path(file.name).name] = file.tell()
-        manifest = eventlog.Manifest(
+        manifest = Manifest(
             source=self._source,
             counts={kind.value: self._counts[kind] for kind in Kind if kind in self._counts},
             first_ms=min(self._first.values(), default=None),
@@ -124,7 +133,7 @@ class EventLogWriter:
             bytes=sizes,
         )
         text = msgspec.json.format(_ENCODER.encode(manifest), indent=2)
-        (self._partial / eventlog.MANIFEST_FILE).write_bytes(text + b"\n")
+        (self._partial / MANIFEST_FILE).write_bytes(text + b"\n")
         if self.path.exists():
             old = self._partial.with_name(f".{self.path.name}.old-{os.getpid()}")
             self.path.rename(old)

@@ -12,10 +12,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import confluent_kafka as ck
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from freshet.stream.kafka_errors import KafkaError, KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.kafka_settings import KafkaSettings
@@ -170,19 +171,11 @@ class PartitionConsumer:
             self._recheck()
         if not messages:
             return []
+        good: list[Any] = [m for m in messages if m.error() is None]  # Any: with no error, nothing is None
         records = [
-            Record(
-                m.topic(),
-                m.partition(),
-                m.offset(),
-                m.timestamp()[1],
-                m.key(),
-                m.value(),
-                tuple(m.headers() or ()),
-            )
-            for m in messages
-            if m.error() is None
-        ]  # type: ignore[arg-type]  # a message without an error has a topic and an offset
+            Record(m.topic(), m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value(), tuple(m.headers() or ()))
+            for m in good
+        ]
         if len(records) < len(messages):
             for m in messages:
                 if m.error() is not None:
@@ -239,25 +232,19 @@ class PartitionConsumer:
             except ck.KafkaException as error:
                 raise _translated(error, self.settings, f"watermarks of {name}", name) from error
             if found is None:
-                raise KafkaUnavailable(
-                    self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s"
-                )
+                raise KafkaUnavailable(self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s")
             marks[topic, partition] = found
         return self._last_fetched(marks) if marks and self._underreports() else marks
 
     def _underreports(self) -> bool:
         if self._embedded is None:
             try:
-                self._embedded = (
-                    self._consumer.list_topics(timeout=self._timeout_s).cluster_id == EMBEDDED_CLUSTER_ID
-                )
+                self._embedded = self._consumer.list_topics(timeout=self._timeout_s).cluster_id == EMBEDDED_CLUSTER_ID
             except ck.KafkaException as error:
                 raise _translated(error, self.settings, "listing topics") from error
         return self._embedded
 
-    def _last_fetched(
-        self, marks: dict[TopicPartition, tuple[int, int]]
-    ) -> dict[TopicPartition, tuple[int, int]]:
+    def _last_fetched(self, marks: dict[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, tuple[int, int]]:
         """The embedded broker counts the last batch as one record when asked, and rightly when it is read."""
         waiting = {tp: high - 1 for tp, (low, high) in marks.items() if high > low}
         probe = ck.Consumer(self.settings.client({"group.id": "freshet-probe", "fetch.wait.max.ms": 1}))
@@ -265,7 +252,7 @@ class PartitionConsumer:
         end = self._monotonic() + self._timeout_s
         while waiting and self._monotonic() < end:
             for m in probe.consume(1000, 0.01):
-                tp = m.topic(), m.partition()
+                tp: Any = m.topic(), m.partition()
                 if m.error() is None and waiting.pop(tp, None) is not None:
                     marks[tp] = probe.get_watermark_offsets(ck.TopicPartition(*tp), cached=True)
         probe.close()
@@ -324,7 +311,8 @@ class PartitionConsumer:
         error = message.error()
         assert error is not None
         if error.code() in _OUT_OF_RANGE:
-            self._compare(self._positions())
+            with suppress(KafkaUnavailable):
+                self._compare(self._positions())
         self._weather(error)
 
     def _read_from(self, positions: Mapping[TopicPartition, int]) -> None:

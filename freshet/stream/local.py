@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from freshet.errors import FreshetError
 from freshet.stream import topics
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
-from freshet.stream.settings import Settings
+from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import wait_until_quiet
 from freshet.stream.wiring import open_store, read_status
 from freshet.stream.worker import partitions_of
@@ -42,14 +41,12 @@ class LocalSystem:
         settings: Settings | None = None,
         bootstrap: str | None = None,
         redis: str | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.work = work
         self.settings = settings or Settings()
         self.worker: subprocess.Popen[bytes] | None = None
         self.command: list[str] = []
         self._bootstrap, self._redis = bootstrap, redis
-        self._environment = dict(environment or {})
         self._stack = ExitStack()
         self._since_ms = 0
 
@@ -89,7 +86,7 @@ class LocalSystem:
         self._since_ms = int(time.time() * 1e3)
         with self.worker_log.open("ab") as out:
             self.worker = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **self._environment}
+                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **as_environment(self.settings)}
             )
 
     def kill_worker(self) -> None:

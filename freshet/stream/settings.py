@@ -73,6 +73,18 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     return settings
 
 
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `from_environment` give these settings, for a process that is to share them."""
+    out = {}
+    for section in fields(Settings):
+        chosen, default = getattr(settings, section.name), getattr(Settings(), section.name)
+        for f in fields(chosen):
+            value = getattr(chosen, f.name)
+            if value != getattr(default, f.name):
+                out[f"{PREFIX}_{section.name}_{f.name}".upper()] = "" if value is None else str(value)
+    return out
+
+
 def variables() -> dict[str, tuple[Any, str]]:
     """Every variable with its default and type, by name."""
     out = {}

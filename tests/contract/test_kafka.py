@@ -83,9 +83,7 @@ def poll_for(consumer: PartitionConsumer, error: type[Exception]) -> Exception:
 # --- records ------------------------------------------------------------------------------------
 
 
-def test_a_record_comes_back_as_it_was_sent(
-    settings: KafkaSettings, topic: str, consumer: PartitionConsumer
-) -> None:
+def test_a_record_comes_back_as_it_was_sent(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     sent = [
         Outgoing(
             topic,
@@ -153,9 +151,7 @@ def test_reading_begins_where_it_is_told_to_and_ends_with_the_assignment(
     assert consumer.poll(100, 0.3) == []
 
 
-def test_at_most_so_many_records_come(
-    settings: KafkaSettings, topic: str, consumer: PartitionConsumer
-) -> None:
+def test_at_most_so_many_records_come(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     send(settings, *numbered(topic, 100))
     consumer.assign({(topic, p): 0 for p in range(3)})
     assert len(consumer.poll(30, WAIT_S)) == 30
@@ -180,9 +176,7 @@ def test_commits_are_for_others_to_see_and_move_nothing(
     again.close()
 
 
-def test_an_offset_beyond_the_end_is_a_gap(
-    settings: KafkaSettings, topic: str, consumer: PartitionConsumer
-) -> None:
+def test_an_offset_beyond_the_end_is_a_gap(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     send(settings, *numbered(topic, 4))
     full = (topic, partition_of(b"k", 3))
     with pytest.raises(
@@ -211,13 +205,8 @@ def test_topics_are_described_created_and_deleted(settings: KafkaSettings, fresh
     assert admin.describe([name]) == {name: None}
 
 
-def test_freshets_own_topics(settings: KafkaSettings, fresh_name: Name) -> None:
-    ours = TopicSettings(
-        **{name: fresh_name(name) for name in ("view", "purchase", "session", "products", "profiles")},
-        **{name: fresh_name(name) for name in ("state_products", "embeddings_products", "deadletter")},
-        partitions=2,
-    )
-    admin = TopicAdmin(settings)
+def test_freshets_own_topics(settings: KafkaSettings, fresh_topics: Callable[[int], TopicSettings]) -> None:
+    admin, ours = TopicAdmin(settings), fresh_topics(2)
     assert set(create(admin, ours)) == {spec.name for spec in specs(ours)}
     assert create(admin, ours) == []
     assert verify_topics(admin, ours) == dict.fromkeys(ours.inputs, 2)
@@ -239,18 +228,14 @@ def test_an_unknown_topic_is_named_and_not_made(
     settings: KafkaSettings, consumer: PartitionConsumer, fresh_name: Name
 ) -> None:
     name = fresh_name("nowhere")
-    with pytest.raises(
-        UnknownTopic, match=rf"topic {name}, partition 0 does not exist.*freshet topics create"
-    ):
+    with pytest.raises(UnknownTopic, match=rf"topic {name}, partition 0 does not exist.*freshet topics create"):
         consumer.watermarks([(name, 0)])
     with pytest.raises(UnknownTopic):
         consumer.assign({(name, 0): 0})
     assert TopicAdmin(settings).describe([name]) == {name: None}
 
 
-def test_a_partition_that_is_not_there(
-    settings: KafkaSettings, topic: str, consumer: PartitionConsumer
-) -> None:
+def test_a_partition_that_is_not_there(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     with pytest.raises(UnknownTopic, match="partition 3"):
         consumer.assign({(topic, 3): 0})
 
@@ -258,9 +243,7 @@ def test_a_partition_that_is_not_there(
 # --- bad weather --------------------------------------------------------------------------------
 
 
-def test_a_full_queue_makes_the_sender_wait(
-    settings: KafkaSettings, topic: str, consumer: PartitionConsumer
-) -> None:
+def test_a_full_queue_makes_the_sender_wait(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     tight = KafkaSettings(bootstrap=settings.bootstrap, send_queue_records_max=10, linger_ms=5)
     assert send(tight, *numbered(topic, 500)) == [(None, i) for i in range(500)]
 
@@ -268,9 +251,7 @@ def test_a_full_queue_makes_the_sender_wait(
 def test_a_record_that_is_too_large_is_refused_at_once(settings: KafkaSettings, topic: str) -> None:
     small = KafkaSettings(bootstrap=settings.bootstrap, message_bytes_max=10_000)
     producer = RecordProducer(small)
-    with pytest.raises(
-        KafkaError, match=f"topic {topic}: a record of 20001 bytes.*message_bytes_max is 10000"
-    ):
+    with pytest.raises(KafkaError, match=f"topic {topic}: a record of 20001 bytes.*message_bytes_max is 10000"):
         producer.send(Outgoing(topic, b"k", b"x" * 20_000))
     producer.close()
 
@@ -315,9 +296,7 @@ def test_nobody_answers_at_the_address() -> None:
 
 def test_a_queue_that_stays_full_is_given_up() -> None:
     ticks = iter(range(0, 10**9, 30))
-    nowhere = KafkaSettings(
-        bootstrap=f"127.0.0.1:{free_port()}", delivery_timeout_ms=60_000, send_queue_records_max=5
-    )
+    nowhere = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", delivery_timeout_ms=60_000, send_queue_records_max=5)
     producer = RecordProducer(nowhere, monotonic=lambda: float(next(ticks)))
     for record in numbered("t", 5):
         producer.send(record)
@@ -328,9 +307,7 @@ def test_a_queue_that_stays_full_is_given_up() -> None:
 
 @pytest.mark.integration
 def test_records_that_retention_deleted_are_a_gap(apache_kafka: ApacheKafka, fresh_name: Name) -> None:
-    settings = KafkaSettings(
-        bootstrap=apache_kafka.bootstrap, group_id=fresh_name("group"), fetch_queue_kbytes_max=1
-    )
+    settings = KafkaSettings(bootstrap=apache_kafka.bootstrap, group_id=fresh_name("group"), fetch_queue_kbytes_max=1)
     topic = made(settings, fresh_name("topic"), partitions=1)
     # Large records, so that most are still to be fetched when they are deleted.
     send(settings, *(Outgoing(topic, b"k", b"x" * 100_000) for _ in range(200)))
@@ -341,9 +318,7 @@ def test_records_that_retention_deleted_are_a_gap(apache_kafka: ApacheKafka, fre
     assert reader.watermarks([(topic, 0)]) == {(topic, 0): (199, 200)}
     error = poll_for(reader, OffsetGap)
     assert "199 as the oldest: retention deleted" in str(error)
-    with pytest.raises(
-        OffsetGap, match=rf"topic {topic}, partition 0: offset 3 .* 199 as the oldest.*--backfill"
-    ):
+    with pytest.raises(OffsetGap, match=rf"topic {topic}, partition 0: offset 3 .* 199 as the oldest.*--backfill"):
         reader.assign({(topic, 0): 3})
     reader.assign({(topic, 0): 199})
     assert [r.offset for r in read(reader, 1)] == [199]

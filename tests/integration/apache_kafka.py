@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from freshet.stream.embedded import EmbeddedError, EmbeddedServer, free_port
+from freshet.stream.embedded import EmbeddedError, EmbeddedServer, connects, free_port
 from freshet.stream.kafka import KafkaSettings, KafkaUnavailable, TopicAdmin
 
 VERSION = "4.1.1"
@@ -82,15 +82,15 @@ class ApacheKafka(EmbeddedServer):
         if not (self.folder / "logs").exists():
             cluster = uuid.uuid4().hex[:22]
             format_logs = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
-            done = subprocess.run(
-                self._java(*format_logs), capture_output=True, text=True, timeout=120, check=False
-            )
+            done = subprocess.run(self._java(*format_logs), capture_output=True, text=True, timeout=120, check=False)
             if done.returncode:
                 raise EmbeddedError(f"StorageTool format failed: {(done.stdout + done.stderr)[-800:]}")
         return self._java("kafka.Kafka", str(config))
 
     def answers(self) -> bool:
         """Whether it lists its topics."""
+        if not connects(self.host, self.port):
+            return False
         try:
             TopicAdmin(KafkaSettings(bootstrap=self.bootstrap)).ping(5.0)
         except KafkaUnavailable:

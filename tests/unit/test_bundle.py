@@ -28,7 +28,9 @@ from freshet.store.graph import GraphStore
 
 def events() -> EventColumns:
     return EventColumns(
-        views=ViewColumns(["u"], ["p"], np.array([5]), np.array([2**63 + 1], np.uint64), np.array([np.nan], np.float32)),
+        views=ViewColumns(
+            ["u"], ["p"], np.array([5]), np.array([2**63 + 1], np.uint64), np.array([np.nan], np.float32)
+        ),
         purchases=PurchaseColumns(
             ["u", "u"], ["p", "q"], np.array([6, 6]), np.array([7, 7], np.uint64),
             np.array([1, np.nan], np.float32), np.array([False, True]), np.array([0, 2]),
@@ -169,7 +171,7 @@ def test_no_space_is_said_and_the_old_bundle_stays(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BundleError, match="no space left.*MiB"):
+    with pytest.raises(BundleError, match=r"no space left.*MiB"):
         bundle().save(tmp_path / "b")
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["b"]

@@ -44,7 +44,9 @@ def random_log(seed: int, orders: int = 120) -> EventColumns:
     rng = np.random.default_rng(seed)
     lines = [
         (f"u{user}", f"p{p}", int(time), order + 1)
-        for order, (user, time) in enumerate(zip(rng.integers(9, size=orders), rng.integers(1, 90, orders), strict=True))
+        for order, (user, time) in enumerate(
+            zip(rng.integers(9, size=orders), rng.integers(1, 90, orders), strict=True)
+        )
         for p in rng.choice(20, rng.integers(1, 6), replace=False)
     ]
     views = ViewColumns(
@@ -80,11 +82,14 @@ def before(events: EventColumns, bound: int) -> EventColumns:
     items = [np.arange(s.item_start[i], s.item_start[i + 1]) for i in seen]
     flat = np.concatenate([*items, np.zeros(0, np.int64)]).astype(np.int64)
     return EventColumns(
-        views=ViewColumns([v.user[i] for i in old], [v.product[i] for i in old], v.time[old], v.event_hash[old], v.dwell_s[old]),
+        views=ViewColumns(
+            [v.user[i] for i in old], [v.product[i] for i in old], v.time[old], v.event_hash[old], v.dwell_s[old]
+        ),
         purchases=purchases(lines, set(p.event_hash[p.cancelled].tolist())),
         sessions=SessionColumns(
             [s.user[i] for i in seen], [s.session[i] for i in seen], [s.device[i] for i in seen], s.time[seen],
-            s.event_hash[seen], s.duration_s[seen], np.concatenate([[0], np.cumsum([len(i) for i in items])]).astype(np.int64),
+            s.event_hash[seen], s.duration_s[seen],
+            np.concatenate([[0], np.cumsum([len(i) for i in items])]).astype(np.int64),
             [s.product[i] for i in flat], s.position[flat], s.click[flat],
         ),
     )  # fmt: skip
@@ -181,7 +186,7 @@ def contents(history: History, data):  # type: ignore[no-untyped-def]
     for edge_type in data.edge_types:
         if edge_type == SEED_EDGE or "session" in edge_type:
             continue
-        source, relation, owner = edge_type
+        source, _, owner = edge_type
         s, o = data[edge_type].edge_index
         s_names = [names[kind.get(source, "product")][i] for i in data[source].n_id[s]]
         o_names = [names[kind.get(owner, "product")][i] for i in data[owner].n_id[o]]

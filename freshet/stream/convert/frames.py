@@ -9,6 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from freshet.stream.convert.sources import SourceError
+
 
 @dataclass(frozen=True)
 class Baskets:
@@ -28,8 +30,15 @@ class Baskets:
 
 
 def baskets(path: Path) -> Baskets:
-    """The baskets of completejourney's `transactions.parquet`."""
-    lines = (
+    """The baskets of completejourney's `transactions.parquet`. Raises SourceError for another file."""
+    try:
+        return _baskets(_lines(path))
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(f"{path}: cannot be read as completejourney's transactions: {error}") from None
+
+
+def _lines(path: Path) -> pl.DataFrame:
+    return (
         pl.scan_parquet(path)
         .select(
             "basket_id",
@@ -51,6 +60,9 @@ def baskets(path: Path) -> Baskets:
         )
         .collect()
     )
+
+
+def _baskets(lines: pl.DataFrame) -> Baskets:
     starts = lines.with_row_index("line").group_by("new", maintain_order=True).first()
     return Baskets(
         basket=starts["basket_id"].cast(pl.String).to_list(),
@@ -65,4 +77,7 @@ def baskets(path: Path) -> Baskets:
 
 def rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     """The rows of a parquet file as tuples of `columns`, in its order; None where there is no value."""
-    return pl.read_parquet(path, columns=columns).select(columns).iter_rows()
+    try:
+        return pl.read_parquet(path, columns=columns).select(columns).iter_rows()
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from None

@@ -9,6 +9,7 @@ import lzma
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import xxhash
 
@@ -19,7 +20,7 @@ Progress = Callable[[int, int], None]
 Row = dict[str, str]
 """One row of a CSV file by column; an empty text is no value."""
 
-_OPEN = {".csv": Path.read_bytes, ".gz": lambda path: gzip.open(path).read(), ".xz": lambda path: lzma.open(path).read()}
+_OPEN: dict[str, Callable[[Path, str], IO[bytes]]] = {".csv": open, ".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 
 
 class SourceError(FreshetError):
@@ -40,11 +41,12 @@ def csv_file(source: Path | None, pattern: str) -> Path:
 
 def csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     """All rows of a CSV file (UTF-8; plain, .gz or .xz). Raises SourceError where one of `columns` is missing."""
-    read = _OPEN.get(path.suffix)
-    if read is None:
+    opened = _OPEN.get(path.suffix)
+    if opened is None:
         raise SourceError(f"{path}: not a CSV file (.csv, .csv.gz or .csv.xz)")
     try:
-        text = read(path).decode("utf-8-sig")
+        with opened(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
@@ -67,3 +69,13 @@ def iso_date(time_ms: int) -> str:
 def content_id(*fields: str) -> str:
     """An id made of what the row says: rows that say the same have the same id. 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest("\x1f".join(fields).encode())
+
+
+def integer(text: str) -> str:
+    """The id in a whole number that was written as a float: `17850` of `17850.0`."""
+    return str(int(float(text))) if "." in text else text
+
+
+def non_negative(text: str) -> float | None:
+    """The number, or None for an empty text or a number below 0."""
+    return float(text) if text and float(text) >= 0 else None

@@ -1,0 +1,85 @@
+"""The stores in memory: the twins that unit tests use and that pass the same contract suite as Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.store.value import Seq, seq_text
+
+
+class MemoryEmbeddingStore:
+    """An `EmbeddingStore` in a dict."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], bytes] = {}
+
+    def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
+        """See `EmbeddingStore.upsert`."""
+        stale = np.zeros(len(user_ids), dtype=np.bool_)
+        for i, (user, value) in enumerate(zip(user_ids, values, strict=True)):
+            held = self._values.get((model_version, user))
+            if held is None or seq_text(value) > seq_text(held):
+                self._values[model_version, user] = value
+            else:
+                stale[i] = seq_text(value) < seq_text(held)
+        return stale
+
+    def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
+        """See `EmbeddingStore.get`."""
+        return [self._values.get((model_version, user)) for user in user_ids]
+
+    def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
+        """See `EmbeddingStore.delete`."""
+        for user in user_ids:
+            self._values.pop((model_version, user), None)
+
+    def user_ids(self, model_version: str) -> Iterator[str]:
+        """See `EmbeddingStore.user_ids`."""
+        return iter([user for version, user in self._values if version == model_version])
+
+
+class MemoryServingState:
+    """A `ServingState` in dicts."""
+
+    def __init__(self) -> None:
+        self._current: str | None = None
+        self._fence: dict[str, int] = {}
+        self._sentinel: dict[str, str] = {}
+        self._blob: dict[str, tuple[str, bytes]] = {}
+
+    def current(self) -> str | None:
+        """See `ServingState.current`."""
+        return self._current
+
+    def set_current(self, model_version: str) -> None:
+        """See `ServingState.set_current`."""
+        self._current = model_version
+
+    def next_fence(self, scope: str, floor: int) -> int:
+        """See `ServingState.next_fence`."""
+        self._fence[scope] = max(self._fence.get(scope, 0), floor) + 1
+        return self._fence[scope]
+
+    def sentinel(self, model_version: str) -> str | None:
+        """See `ServingState.sentinel`."""
+        return self._sentinel.get(model_version)
+
+    def set_sentinel(self, model_version: str, text: str) -> None:
+        """See `ServingState.set_sentinel`."""
+        self._sentinel[model_version] = text
+
+    def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
+        """See `ServingState.put_blob`."""
+        held = self._blob.get(name)
+        if held is not None and held[0] >= seq.text():
+            return False
+        self._blob[name] = (seq.text(), blob)
+        return True
+
+    def get_blob(self, name: str) -> bytes | None:
+        """See `ServingState.get_blob`."""
+        held = self._blob.get(name)
+        return None if held is None else held[1]

@@ -1,0 +1,24 @@
+"""How Redis is reached and written; free of the client library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    """How Redis or Valkey is reached and written."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    namespace: str = "freshet"
+    """What every key begins with."""
+    ttl_s: int | None = None
+    """How long a user's value lives after its last write; None for ever."""
+    timeout_ms: int = 2_000
+    """How long a connection attempt or an answer may take."""
+    keys_per_call: int = 256
+    """Values of one script call; a longer script would hold up readers."""
+    attempts: int = 3
+    """Tries of a call before the store counts as unavailable; the worker then waits and tries again."""
+    retry_ms: float = 50.0
+    """Pause before the second try, doubled before each further one."""
