@@ -101,7 +101,9 @@ def measure(system: LocalSystem, shop: Shop, version: str, rate: float, seconds:
     return np.array(ages)
 
 
-def look(system: LocalSystem, version: str, sampled: queue.Queue[tuple[str, int, float] | None], ages: list[float]) -> None:
+def look(
+    system: LocalSystem, version: str, sampled: queue.Queue[tuple[str, int, float] | None], ages: list[float]
+) -> None:
     """Ask for every sampled user until their value shows the event."""
     store = open_store(system.settings)
     waiting: list[tuple[str, int, float]] = []

@@ -107,9 +107,7 @@ class Ripples:
     @property
     def due(self) -> int:
         """Nodes known to be stale."""
-        return (
-            len(self.due_inner_users) + len(self.due_inner_products) + len(self.due_users) + len(self.due_products)
-        )
+        return len(self.due_inner_users) + len(self.due_inner_products) + len(self.due_users) + len(self.due_products)
 
     @property
     def since_ms(self) -> float | None:

@@ -29,6 +29,17 @@ from freshet.store.lists import Block, Gather, NeighborLists, grown
 
 TowerName = Literal["user", "item"]
 
+LAYERS: tuple[tuple[TowerName, Literal["outer", "inner"], str], ...] = (
+    ("user", "outer", "user"),
+    ("user", "inner", "user"),
+    ("user", "inner", "product"),
+    ("user", "inner", "session"),
+    ("item", "outer", "product"),
+    ("item", "inner", "product"),
+    ("item", "inner", "user"),
+)
+"""Tower, layer and node type of everything that is computed."""
+
 NORM_MIN = 1e-12
 """Least norm an embedding is divided by, as in torch.nn.functional.normalize."""
 
@@ -69,18 +80,8 @@ class FrozenTowers:
         self.x_user, self.x_product = empty, empty
         self.inner_user_product, self.inner_item_product, self.inner_item_user = empty, empty, empty
         self._layers = {
-            (tower, layer, node): Layer(
-                bundle.weights, f"{tower}.{layer}", node, self.config.reads(tower, layer, node)
-            )
-            for tower, layer, node in (
-                ("user", "outer", "user"),
-                ("user", "inner", "user"),
-                ("user", "inner", "product"),
-                ("user", "inner", "session"),
-                ("item", "outer", "product"),
-                ("item", "inner", "product"),
-                ("item", "inner", "user"),
-            )
+            place: Layer(bundle.weights, f"{place[0]}.{place[1]}", place[2], self.config.reads(*place))
+            for place in LAYERS
         }
         self._device_names = 0
         self._device_embedding = empty
@@ -191,9 +192,7 @@ class FrozenTowers:
         inputs = layer.inputs(row.shape[0])
         inputs[:, : self.dim] = self._session_x(block.device[row, place], block.duration_s[row, place])
         if "contains" in layer.reads:
-            kernels.weighted_sum(
-                self.x_product, block.nbr[row, place], block.weight[row, place], inputs, self.dim
-            )
+            kernels.weighted_sum(self.x_product, block.nbr[row, place], block.weight[row, place], inputs, self.dim)
         states = self._activate(layer.apply(inputs))
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         out[row[starts]] = np.add.reduceat(states, starts, axis=0) / block.count[row[starts], None]

@@ -125,7 +125,7 @@ class EventColumns:
     @property
     def event_count(self) -> int:
         """Events in the batch; an order or a session is one."""
-        orders = self.purchases.order_start.shape[0] - 1
+        orders = int(self.purchases.order_start.shape[0]) - 1
         return (
             len(self.views.user) + orders + len(self.sessions.user) + len(self.products.product)
             + len(self.profiles.user)

@@ -7,6 +7,7 @@ counting without counters, so that applying an order twice changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class FrozenCounts:
 
 
 def top_frequent(
-    lists: NeighborLists, starts: I64, heads: I32, lengths: I64, products: I32, counts: FrozenCounts, rank: U64, k: int
+    lists: NeighborLists, starts: I64, heads: Any, lengths: Any, products: I32, counts: FrozenCounts, rank: U64, k: int
 ) -> Block:
     """The k most frequent partners; `starts`, `heads`, `lengths` [n] say where each list's entries stand."""
     block = empty_block(products.shape[0], k)

@@ -47,4 +47,5 @@ class DirtySet:
         return nodes
 
     def _places(self, n: int) -> I32:
-        return self.queue[np.arange(self.head, self.head + n) % self.queue.shape[0]]
+        places: I32 = self.queue[np.arange(self.head, self.head + n) % self.queue.shape[0]]
+        return places

@@ -125,7 +125,8 @@ class GraphStore:
         """[n] bool: the newest catalogue record of the product withdraws it."""
         values = self.product_attributes.take(products)
         written = self.product_attributes.time[products] != NEVER_MS
-        return written & np.array([v is None for v in values], dtype=np.bool_)
+        withdrawn: Bool = written & np.array([v is None for v in values], dtype=np.bool_)
+        return withdrawn
 
     # --- parts of apply -------------------------------------------------------------------------
 

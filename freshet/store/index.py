@@ -1,198 +1,248 @@
-"""The item index: what Freshet needs of one, and the exact twin in memory that all others are tested against."""
+"""The item index: vectors of products by id, and the greatest inner products with a query.
+
+Vectors are float32 [dim]. Embeddings are L2-normalised, so the inner product is the cosine, but nothing here
+relies on it: a vector of zeros is a vector, and scores 0 with everything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.columns import F32, Bool
-from freshet.store.index_files import read_vectors, write_vectors
+from freshet.store.index_snapshot import IndexCorrupt, SnapshotFiles, read_snapshot, write_snapshot
+
+__all__ = ["IndexCorrupt", "InvalidVectors", "ItemIndex", "MemoryItemIndex", "SearchResult", "VectorTable"]
 
 
-class IndexInputError(FreshetError):
-    """Vectors that cannot go into the index."""
+class InvalidVectors(FreshetError):
+    """Vectors, ids or a search that an index cannot take; the message names what is wrong with them.
+
+    The index is as it was before.
+    """
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """For each query the ids found, best first, and their inner products; as many as there are, at most k."""
+    """What q queries found: `ids[i]` and `scores[i]` (float32, inner products) of query i, greatest first.
+
+    Query i has at most k; fewer where fewer products qualify. Equal scores come in any order.
+    """
 
     ids: list[list[str]]
     scores: list[F32]
 
 
-class ItemIndex(Protocol):
-    """Vectors by id under the inner product. One writer, any number of searches beside it."""
+class VectorTable(Protocol):
+    """The vectors of an index, by id."""
 
-    def upsert(self, ids: Sequence[str], vectors: F32) -> None:
-        """Insert or move n vectors [n, dim]; of an id named twice the last counts."""
+    def get(self, ids: Sequence[str]) -> tuple[F32, Bool]:
+        """Copies of the vectors [n, dim], and whether each id is present [n]; absent ones are zeros."""
         ...
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take ids out; unknown ones are passed over."""
+    def __len__(self) -> int:
+        """Products in the index."""
+        ...
+
+    def ids(self) -> list[str]:
+        """All ids, in any order."""
+        ...
+
+
+class ItemIndex(VectorTable, Protocol):
+    """Any number of threads may use one index at once.
+
+    A search beside an update sees each product as it was before or as it is after, never torn and never
+    twice; it does not see the whole of an update at once.
+    """
+
+    def upsert(self, ids: Sequence[str], vectors: F32) -> None:
+        """Insert or move products to `vectors` [n, dim]. Of an id given twice, the last counts.
+
+        Raises InvalidVectors, and changes nothing, where shapes do not fit or a vector is not finite.
+        """
+        ...
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Take products out. Unknown ids are ignored."""
         ...
 
     def search(
-        self, vectors: F32, k: int, allowed: Collection[str] | None = None,
+        self,
+        vectors: F32,
+        k: int,
+        allowed: Collection[str] | None = None,
         excluded: Sequence[Collection[str]] | None = None,
-    ) -> SearchResult:  # fmt: skip
-        """The k best of each query [q, dim]: among `allowed`, if given, and without the query's `excluded`."""
+    ) -> SearchResult:
+        """The k greatest inner products with each of `vectors` [q, dim].
+
+        Only products in `allowed` are found (None: all), and for query i none in `excluded[i]`. Ids that the
+        index does not hold are ignored in both. Raises InvalidVectors for shapes that do not fit, values that
+        are not finite and k below 1.
+        """
         ...
 
     def snapshot(self, path: Path, model_version: str) -> None:
-        """Write everything to the folder `path`, whole or not at all."""
+        """Write the index into the folder `path`, which then holds either the former snapshot or this one,
+        also after a crash. Raises OSError where it cannot be written."""
         ...
 
     def load(self, path: Path) -> str:
-        """Replace everything by a snapshot; returns its model version. Raises IndexCorrupt."""
+        """Replace the contents by those of a snapshot; returns its model version.
+
+        Raises IndexCorrupt, and changes nothing, where it is missing, damaged, or of another kind or dimension.
+        """
         ...
 
 
-class VectorTable(Protocol):
-    """Reading back what an index holds."""
-
-    def ids(self) -> list[str]:
-        """Every id in the index."""
-        ...
-
-    def get(self, ids: Sequence[str]) -> tuple[F32, Bool]:
-        """Vectors [n, dim] (zeros where absent) and which are there [n]."""
-        ...
-
-    def __len__(self) -> int: ...
+# --- checks that all implementations share ------------------------------------------------------
 
 
-class Index(ItemIndex, VectorTable, Protocol):
-    """Both."""
+def checked_vectors(ids: Sequence[str], vectors: ArrayLike, dim: int) -> tuple[list[str], F32]:
+    """Unique ids [m] and their vectors [m, dim], contiguous; of an id given twice, the last.
+
+    Raises InvalidVectors.
+    """
+    rows = _finite_rows(vectors, dim, ids)
+    if rows.shape[0] != len(ids):
+        raise InvalidVectors(f"{len(ids)} ids came with {rows.shape[0]} vectors: give one vector an id")
+    last = dict(zip(ids, range(len(ids))))
+    if len(last) < len(ids):
+        rows = rows[np.fromiter(last.values(), dtype=np.int64, count=len(last))]
+    return list(last), rows
 
 
-def checked(ids: Sequence[str], vectors: F32, dim: int) -> tuple[list[str], F32]:
-    """Vectors as float32, of an id named twice the last. Raises IndexInputError."""
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape != (len(ids), dim):
-        raise IndexInputError(f"expected vectors of shape ({len(ids)}, {dim}), got {rows.shape}")
+def checked_search(
+    vectors: ArrayLike, k: int, excluded: Sequence[Collection[str]] | None, dim: int
+) -> F32:
+    """Contiguous queries [q, dim]. Raises InvalidVectors."""
+    queries = _finite_rows(vectors, dim, None)
+    if k < 1:
+        raise InvalidVectors(f"k is {k}: ask for at least one product")
+    if excluded is not None and len(excluded) != queries.shape[0]:
+        raise InvalidVectors(
+            f"excluded has {len(excluded)} sets for {queries.shape[0]} queries: give one set a query, empty if need be"
+        )
+    return queries
+
+
+def _finite_rows(vectors: ArrayLike, dim: int, ids: Sequence[str] | None) -> F32:
+    try:
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as e:
+        raise InvalidVectors(f"the vectors are not an array of numbers: {e}") from e
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise InvalidVectors(f"vectors have the shape {list(rows.shape)}: this index takes [n, {dim}]")
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        raise IndexInputError(f"the vector of {ids[int(np.argmin(finite))]!r} holds a number that is not finite")
-    last = {name: i for i, name in enumerate(ids)}
-    if len(last) == len(ids):
-        return list(ids), rows
-    return list(last), rows[list(last.values())]
+        row = int(np.flatnonzero(~finite)[0])
+        name = f" (id {ids[row]!r})" if ids is not None and row < len(ids) else ""
+        raise InvalidVectors(f"vector {row}{name} has a value that is not a finite float32 number")
+    return rows
 
 
-class Rows:
-    """Ids in rows without gaps: a removed row is filled by the last one."""
+def kept(
+    names: Iterable[str], scores: NDArray[np.float32], k: int, excluded: Collection[str]
+) -> tuple[list[str], F32]:
+    """The first k of candidates sorted by score that are not excluded."""
+    out, places = [], []
+    for place, name in enumerate(names):
+        if name not in excluded:
+            out.append(name)
+            places.append(place)
+            if len(out) == k:
+                break
+    return out, scores[places]
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.row: dict[str, int] = {}
 
-    def place(self, ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Rows of distinct `ids`, appending new ones; and which are new."""
-        rows, new = np.empty(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
-        for i, name in enumerate(ids):
-            row = self.row.get(name)
-            if row is None:
-                row = self.row[name] = len(self.names)
-                self.names.append(name)
-                new[i] = True
-            rows[i] = row
-        return rows, new
-
-    def remove(self, name: str) -> tuple[int, int] | None:
-        """Take a name out; returns (its row, the row that moves into it), equal when it was the last."""
-        row = self.row.pop(name, None)
-        if row is None:
-            return None
-        last = len(self.names) - 1
-        moved = self.names.pop()
-        if row != last:
-            self.names[row] = moved
-            self.row[moved] = row
-        return row, last
-
-    def numbers(self, ids: Collection[str]) -> NDArray[np.int64]:
-        """Rows of those of `ids` that are there."""
-        found = [self.row[name] for name in ids if name in self.row]
-        return np.array(found, dtype=np.int64)
+# --- the twin in memory -------------------------------------------------------------------------
 
 
 class MemoryItemIndex:
-    """The exact index in NumPy: the twin for unit tests and the oracle of the contract suite."""
+    """An ItemIndex in plain NumPy: exact, linear, and simple enough to be what others are compared with."""
 
     kind = "memory"
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self._rows = Rows()
-        self._vectors: F32 = np.zeros((0, dim), dtype=np.float32)
-
-    def __len__(self) -> int:
-        return len(self._rows.names)
-
-    def ids(self) -> list[str]:
-        """See `VectorTable.ids`."""
-        return list(self._rows.names)
-
-    def get(self, ids: Sequence[str]) -> tuple[F32, Bool]:
-        """See `VectorTable.get`."""
-        out, there = np.zeros((len(ids), self.dim), dtype=np.float32), np.zeros(len(ids), dtype=np.bool_)
-        for i, name in enumerate(ids):
-            row = self._rows.row.get(name)
-            if row is not None:
-                out[i], there[i] = self._vectors[row], True
-        return out, there
+        self._vectors: dict[str, F32] = {}
+        self._lock = threading.Lock()
 
     def upsert(self, ids: Sequence[str], vectors: F32) -> None:
-        """See `ItemIndex.upsert`."""
-        names, rows = checked(ids, vectors, self.dim)
-        places, _ = self._rows.place(names)
-        if len(self) > self._vectors.shape[0]:
-            room = np.zeros((2 * len(self), self.dim), dtype=np.float32)
-            room[: self._vectors.shape[0]] = self._vectors
-            self._vectors = room
-        self._vectors[places] = rows
+        """See ItemIndex."""
+        names, rows = checked_vectors(ids, vectors, self.dim)
+        with self._lock:
+            self._vectors.update(zip(names, rows.copy()))
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """See `ItemIndex.remove`."""
-        for name in ids:
-            moved = self._rows.remove(name)
-            if moved is not None:
-                self._vectors[moved[0]] = self._vectors[moved[1]]
+    def remove(self, ids: Collection[str]) -> None:
+        """See ItemIndex."""
+        with self._lock:
+            for name in ids:
+                self._vectors.pop(name, None)
 
     def search(
-        self, vectors: F32, k: int, allowed: Collection[str] | None = None,
+        self,
+        vectors: F32,
+        k: int,
+        allowed: Collection[str] | None = None,
         excluded: Sequence[Collection[str]] | None = None,
-    ) -> SearchResult:  # fmt: skip
-        """See `ItemIndex.search`."""
-        scores = np.asarray(vectors, dtype=np.float32) @ self._vectors[: len(self)].T
-        out = SearchResult([], [])
+    ) -> SearchResult:
+        """See ItemIndex."""
+        queries = checked_search(vectors, k, excluded, self.dim)
+        with self._lock:
+            wanted = set(self._vectors) if allowed is None else self._vectors.keys() & set(allowed)
+            names = [name for name in self._vectors if name in wanted]
+            table = self._stack(names)
+        scores = queries @ table.T
+        result = SearchResult([], [])
         for i, row in enumerate(scores):
-            keep = np.ones(len(self), dtype=np.bool_)
-            if allowed is not None:
-                keep[:] = False
-                keep[self._rows.numbers(allowed)] = True
-            if excluded is not None:
-                keep[self._rows.numbers(excluded[i])] = False
-            found = np.flatnonzero(keep)
-            best = found[np.argsort(-row[found], kind="stable")[:k]]
-            out.ids.append([self._rows.names[j] for j in best])
-            out.scores.append(row[best])
-        return out
+            order = np.argsort(-row, kind="stable")
+            found = kept([names[j] for j in order], row[order], k, set(excluded[i]) if excluded else ())
+            result.ids.append(found[0])
+            result.scores.append(found[1])
+        return result
 
     def snapshot(self, path: Path, model_version: str) -> None:
-        """See `ItemIndex.snapshot`."""
-        write_vectors(path, self.kind, model_version, self.ids(), self._vectors[: len(self)])
+        """See ItemIndex."""
+        with self._lock:
+            names = list(self._vectors)
+            table = self._stack(names)
+        write_snapshot(path, self.kind, self.dim, model_version, SnapshotFiles.of(names, table))
 
     def load(self, path: Path) -> str:
-        """See `ItemIndex.load`."""
-        version, ids, vectors = read_vectors(path, self.dim)
-        self._rows, self._vectors = Rows(), np.zeros((0, self.dim), dtype=np.float32)
-        self.upsert(ids, vectors)
-        return version
+        """See ItemIndex."""
+        manifest, files = read_snapshot(path, self.kind, self.dim)
+        names, table = files.rows(self.dim, path)
+        with self._lock:
+            self._vectors = dict(zip(names, table))
+        return manifest.model_version
+
+    def get(self, ids: Sequence[str]) -> tuple[F32, Bool]:
+        """See VectorTable."""
+        out = np.zeros((len(ids), self.dim), dtype=np.float32)
+        with self._lock:
+            present = np.array([name in self._vectors for name in ids], dtype=np.bool_)
+            for i in np.flatnonzero(present):
+                out[i] = self._vectors[ids[i]]
+        return out, present
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def ids(self) -> list[str]:
+        """See VectorTable."""
+        with self._lock:
+            return list(self._vectors)
+
+    def _stack(self, names: list[str]) -> F32:
+        if not names:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return np.stack([self._vectors[name] for name in names])

@@ -49,9 +49,9 @@ def popular(
     prior[: min(n, prior_count.shape[0])] = prior_count[:n] / PRIOR_WINDOW_MS
     rate = _rate(graph.purchased_by, n, prior, at_ms, settings.popular_prior_ms)
     rate += settings.view_weight * _rate(graph.viewed_by, n, np.zeros(n), at_ms, settings.popular_prior_ms)
-    order = np.lexsort((graph.products.hash, rate))[::-1]
-    order = order[rate[order] > 0][: 4 * settings.popular_max].astype(np.int32)
-    offered = order[~graph.is_withdrawn(order)][: settings.popular_max]
+    ranked = np.lexsort((graph.products.hash, rate))[::-1]
+    order: I32 = ranked[rate[ranked] > 0][: 4 * settings.popular_max].astype(np.int32)
+    offered: I32 = order[~graph.is_withdrawn(order)][: settings.popular_max]
     return offered, rate[offered] * DAY_MS
 
 
@@ -63,4 +63,5 @@ def _rate(lists: NeighborLists, n: int, prior: NDArray[np.float64], at_ms: int, 
     counts = (ring < lists.length[:n, None]) & (flag == 0) & (time <= at_ms)
     entries = counts.sum(axis=1)
     oldest = np.where(counts, time, at_ms).min(axis=1, initial=at_ms)
-    return (entries + prior * tau_ms) / (at_ms - oldest + tau_ms)
+    rate: NDArray[np.float64] = (entries + prior * tau_ms) / (at_ms - oldest + tau_ms)
+    return rate

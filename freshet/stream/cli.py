@@ -137,7 +137,7 @@ def broker(port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a 
     """Run the embedded Kafka broker until Ctrl-C (in memory: it forgets everything when it ends)."""
     from freshet.stream.embedded import EmbeddedBroker, run_foreground
 
-    run_foreground(EmbeddedBroker(port=port))
+    raise typer.Exit(run_foreground(EmbeddedBroker(port=port), typer.echo))
 
 
 @app.command("redis")
@@ -145,14 +145,16 @@ def redis_command(port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 p
     """Run the embedded Redis (Valkey) until Ctrl-C (in memory)."""
     from freshet.stream.embedded import EmbeddedRedis, run_foreground
 
-    run_foreground(EmbeddedRedis(port=port))
+    raise typer.Exit(run_foreground(EmbeddedRedis(port=port), typer.echo))
 
 
 @app.command()
 def train(
     log: Annotated[Path, typer.Argument(help="Event log.")],
     bundle: BundlePath = Path("bundle"),
-    before: Annotated[str | None, typer.Option(help="Train on events before this date (default: 7 days before the end).")] = None,
+    before: Annotated[
+        str | None, typer.Option(help="Train on events before this date (default: 7 days before the end).")
+    ] = None,
     loss: Annotated[str, typer.Option(help="softmax or bpr.")] = "softmax",
     budget_s: Annotated[float, typer.Option(help="Seconds to train for; 0 trains all epochs.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Two runs with one seed and no budget give the same bytes.")] = 0,
@@ -194,7 +196,9 @@ def _show_card(card: dict[str, Any], as_json: bool) -> None:
 @app.command()
 def worker(
     bundle: BundlePath = Path("bundle"),
-    backfill: Annotated[Path | None, typer.Option(help="Event log to take history from before reading the topics.")] = None,
+    backfill: Annotated[
+        Path | None, typer.Option(help="Event log to take history from before reading the topics.")
+    ] = None,
     backfill_until: Annotated[str | None, typer.Option(help="Take only events before this date from it.")] = None,
     index_dir: Annotated[Path | None, typer.Option(help="Where to write the item index when the worker stops.")] = None,
     bootstrap: Bootstrap = None,
@@ -321,9 +325,13 @@ def status(redis: RedisUrl = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(
-    bundle: Annotated[Path | None, typer.Option(help="The worker's bundle (default: the one its status names).")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The worker's bundle (default: the one its status names).")
+    ] = None,
     backfill: Annotated[Path | None, typer.Option(help="The worker's event log (default: as its status says).")] = None,
-    backfill_until: Annotated[str | None, typer.Option(help="Date the worker took it up to (default: as its status says).")] = None,
+    backfill_until: Annotated[
+        str | None, typer.Option(help="Date the worker took it up to (default: as its status says).")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the stream to be quiet.")] = 60.0,
     bootstrap: Bootstrap = None,
     redis: RedisUrl = None,
@@ -369,13 +377,17 @@ def deadletter_list(
         _print_json(letters)
         return
     for letter in letters:
-        typer.echo(f"{letter['topic']}[{letter['partition']}]@{letter['offset']}\t{letter['reason']}\t{letter['message']}")
+        typer.echo(
+            f"{letter['topic']}[{letter['partition']}]@{letter['offset']}\t{letter['reason']}\t{letter['message']}"
+        )
 
 
 @app.command()
 def demo(
     keep: Annotated[bool, typer.Option(help="Leave everything running, with commands to try next.")] = False,
-    cache: Annotated[Path, typer.Option(help="Where the event log and the bundle are kept between runs.")] = Path(".cache/demo"),
+    cache: Annotated[Path, typer.Option(help="Where the event log and the bundle are kept between runs.")] = Path(
+        ".cache/demo"
+    ),
     budget_s: Annotated[float, typer.Option(help="Seconds of training.")] = 60.0,
 ) -> None:
     """The whole path on real data: convert, train, stream, three moments, verify."""

@@ -50,7 +50,7 @@ def encode(event: Event, content_type: str = JSON) -> bytes:
     """
     found = content_format(content_type.encode())
     if isinstance(found, Rejection):
-        raise ValueError(found.message)  # noqa: TRY004 - a wrong value, not a wrong type
+        raise ValueError(found.message)
     return _JSON_ENCODER.encode(event) if found is Format.JSON else _MSGPACK_ENCODER.encode(event)
 
 

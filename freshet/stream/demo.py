@@ -143,9 +143,7 @@ class Demo:
     def _replay(self) -> dict[str, Any]:
         self._step(f"replay of {SPLIT} to {REPLAY_UNTIL} through Kafka at {RATE:.0f} events/s")
         with Bars(self.console) as bars:
-            done = run_replay(
-                self.settings, self.log, Pace(rate=RATE), SPLIT, REPLAY_UNTIL, bars, lambda: False
-            )
+            done = run_replay(self.settings, self.log, Pace(rate=RATE), SPLIT, REPLAY_UNTIL, bars, lambda: False)
         status = self.system.wait_quiet(QUIET_TIMEOUT_S)
         fresh = status["freshness_ms"]
         self.console.print(
@@ -188,7 +186,9 @@ class Demo:
         try:
             with Producer(self.settings.kafka.bootstrap) as producer:
                 start = time.perf_counter()
-                producer.product("demo-new-product", category=like.category, brand=like.brand, description=like.description)
+                producer.product(
+                    "demo-new-product", category=like.category, brand=like.brand, description=like.description
+                )
                 producer.flush(10.0)
                 while not follower.index.get(["demo-new-product"])[1][0]:
                     follower.poll(0.002)
@@ -201,8 +201,12 @@ class Demo:
             follower.close()
         with open_reader(self.settings) as reader:
             similar = [name for name, _ in reader.similar("demo-new-product", 3)]
-        self.console.print(f"  demo-new-product: {' / '.join(like.category or ())}, {like.description}", highlight=False)
-        self.console.print(f"  found by search after {taken:.1f} ms; nearest {near}; similar {similar}", highlight=False)
+        self.console.print(
+            f"  demo-new-product: {' / '.join(like.category or ())}, {like.description}", highlight=False
+        )
+        self.console.print(
+            f"  found by search after {taken:.1f} ms; nearest {near}; similar {similar}", highlight=False
+        )
         return round(taken, 2)
 
     def _some_product(self) -> Any:
@@ -216,7 +220,9 @@ class Demo:
         with Bars(self.console) as bars:
             report = run_verify(self.settings, None, None, None, QUIET_TIMEOUT_S, bars)
         for name, part in (("users", report.users), ("products", report.products)):
-            self.console.print(f"  {part.compared} {name}, largest difference {part.max_abs_error:.1e}", highlight=False)
+            self.console.print(
+                f"  {part.compared} {name}, largest difference {part.max_abs_error:.1e}", highlight=False
+            )
         if not report.passed:
             raise FreshetError(f"verify failed: {report}")
         return report

@@ -288,10 +288,10 @@ class EventLog:
         """Raise EventLogError for `lines[i]`, where `lines` start `offset` bytes into the unpacked file."""
         path = self._files[kind]
         with _open(path) as file:
-            number = file.read(offset).count(b"\n") + i + 1
+            before = sum(file.read(min(SEEK_BYTES, offset - at)).count(b"\n") for at in range(0, offset, SEEK_BYTES))
         if not lines[i].endswith(b"\n") and not _is_json(lines[i]):
             why = f"the file ends in the middle of this line; convert again, or delete the line ({why})"
-        raise EventLogError(f"{path}: line {number}: {why}")
+        raise EventLogError(f"{path}: line {before + i + 1}: {why}")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -113,7 +113,7 @@ class EventLogWriter:
         if not self.path.exists():
             return
         if not self._overwrite:
-            raise EventLogError(f"{self.path}: is there already; choose another folder, or overwrite it")
+            raise EventLogError(f"{self.path}: is there already; choose another folder, or replace it (--overwrite)")
         known = {file_name(kind) + end for kind in Kind for end in ("", ".gz")} | {MANIFEST_FILE}
         if not self.path.is_dir() or not {entry.name for entry in self.path.iterdir()} <= known:
             raise EventLogError(f"{self.path}: holds other files than an event log's, and is not overwritten")

@@ -44,9 +44,7 @@ class IndexFollower:
         self._consumer.assign(self._positions)
         self.follow_to({tp: high for tp, (_, high) in marks.items()}, progress)
 
-    def follow_to(
-        self, goal: dict[tuple[str, int], int], progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def follow_to(self, goal: dict[tuple[str, int], int], progress: Callable[[int, int], None] | None = None) -> None:
         """Read until the given next offsets are reached."""
         while any(self._positions[tp] < high for tp, high in goal.items()):
             self.poll(0.1)
@@ -100,5 +98,3 @@ class IndexFollower:
         kept = {name: vector for name, vector in newest.items() if vector is not None}
         if kept:
             self.index.upsert(list(kept), np.stack(list(kept.values())))
-
-

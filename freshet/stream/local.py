@@ -86,7 +86,11 @@ class LocalSystem:
         self._since_ms = int(time.time() * 1e3)
         with self.worker_log.open("ab") as out:
             self.worker = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **as_environment(self.settings)}
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**os.environ, **as_environment(self.settings)},
             )
 
     def kill_worker(self) -> None:

@@ -80,7 +80,9 @@ def replay(
         done.last_ms = timestamp_ms
     left = sender.flush(flush_timeout_s)
     if left:
-        raise FreshetError(f"{left} of {done.events} events were not acknowledged in {flush_timeout_s:g} s; replay again")
+        raise FreshetError(
+            f"{left} of {done.events} events were not acknowledged in {flush_timeout_s:g} s; replay again"
+        )
     done.seconds = monotonic() - start
     progress(done.events)
     return done

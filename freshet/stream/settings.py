@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from freshet.errors import FreshetError
-from freshet.store.index_settings import IndexSettings
 from freshet.store.graph import GraphLimits
+from freshet.store.index_settings import IndexSettings
 from freshet.store.popular import PopularSettings
 from freshet.store.redis_settings import RedisSettings
 from freshet.stream.deadletter import DeadLetterLimits

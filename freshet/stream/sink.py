@@ -175,9 +175,7 @@ class Sink:
         values = []
         for i, user in enumerate(users.tolist()):  # each value is a MessagePack map of its own
             start = i * width
-            items = [
-                (names[start + j], KINDS[kinds[i][j]], times[i][j]) for j in range(counts[i])
-            ]
+            items = [(names[start + j], KINDS[kinds[i][j]], times[i][j]) for j in range(counts[i])]
             values.append(
                 encode_value(
                     rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user), items
@@ -213,4 +211,3 @@ class Sink:
             else:
                 self.unavailable_since = None
                 return result
-

@@ -94,9 +94,7 @@ def run_worker(
             "Kafka", lambda: topics.verify_topics(TopicAdmin(settings.kafka), settings.topics), bars, should_stop
         )
         store = open_store(settings)
-        fence = wait_for(
-            "Redis", lambda: store.next_fence("worker", int(time.time() * 1e3)), bars, should_stop
-        )
+        fence = wait_for("Redis", lambda: store.next_fence("worker", int(time.time() * 1e3)), bars, should_stop)
         graph = GraphStore(settings.graph)
         producer = RecordProducer(settings.kafka)
         index = make_index(settings.index, bundle.config.dim)
@@ -277,7 +275,7 @@ def read_dead_letters(settings: Settings, limit: int) -> list[dict[str, Any]]:
         marks = consumer.watermarks([(topic, p) for p in range(count)])
         positions = {tp: max(low, high - limit) for tp, (low, high) in marks.items()}
         consumer.assign(positions)
-        found = []
+        found: list[dict[str, Any]] = []
         while any(positions[tp] < high for tp, (_, high) in marks.items()):
             for record in consumer.poll(limit, 0.1):
                 positions[record.topic, record.partition] = record.offset + 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from freshet.errors import FreshetError
+from freshet.store.value import decode_value
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.convert import convert
@@ -23,7 +24,6 @@ from freshet.stream.replay import Pace, replay
 from freshet.stream.settings import Settings
 from freshet.stream.verify import Report
 from freshet.stream.wiring import open_follower, open_store, read_dead_letters, run_verify
-from freshet.store.value import decode_value
 from tests.random_bundle import random_bundle
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -71,7 +71,9 @@ def verified(system: LocalSystem) -> Report:
 
 def some_events(users: int = 8, products: int = 12, count: int = 120) -> list[object]:
     rng = np.random.default_rng(5)
-    events: list[object] = [Product(f"p{i}", NOW_MS, category=("a", f"c{i % 3}"), price=float(i)) for i in range(products)]
+    events: list[object] = [
+        Product(f"p{i}", NOW_MS, category=("a", f"c{i % 3}"), price=float(i)) for i in range(products)
+    ]
     for i in range(count):
         user, at = f"u{rng.integers(users)}", NOW_MS + i
         if i % 4:

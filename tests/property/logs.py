@@ -68,7 +68,9 @@ def sessions(draw: st.DrawFn) -> Session:
         device=rng.choice([None, "phone", "desk"]),
         duration_s=rng.choice([None, 30.0]),
         items=tuple(
-            SessionItem(product_id=f"p{rng.randint(1, 5)}", position=rng.choice([None, i]), click=rng.choice([None, True]))
+            SessionItem(
+                product_id=f"p{rng.randint(1, 5)}", position=rng.choice([None, i]), click=rng.choice([None, True])
+            )
             for i in range(rng.randint(0, 4))
         ),
     )

@@ -93,9 +93,7 @@ def canonical_of(events: list[Any], limits: GraphLimits) -> bytes:
         old = registers["user"].get(user)
         if old is None or old[:2] < (time, KEY_MAX):
             registers["user"][user] = (time, KEY_MAX, None)
-    return msgspec.msgpack.encode(
-        _state(users, products, until, lists, sessions, registers, latest, limits)
-    )
+    return msgspec.msgpack.encode(_state(users, products, until, lists, sessions, registers, latest, limits))
 
 
 def _interaction(lists, until, relation, e, product, value, flag) -> int:  # type: ignore[no-untyped-def]
@@ -123,9 +121,7 @@ def _order(lists, until, e: Purchase, limits: GraphLimits) -> None:  # type: ign
             q = old if q != q else q if old != old else old + q
             flag |= old_flag
         merged[product] = (q, flag)
-    keyed = [
-        (_interaction(lists, until, "purchased", e, p, q, flag), p, flag) for p, (q, flag) in merged.items()
-    ]
+    keyed = [(_interaction(lists, until, "purchased", e, p, q, flag), p, flag) for p, (q, flag) in merged.items()]
     circle = sorted(keyed)
     take = min(limits.partners_max, len(circle) - 1)
     for i, (key, product, flag) in enumerate(circle):

@@ -39,9 +39,7 @@ events: st.SearchStrategy[Event] = st.one_of(
         items=st.lists(lines, min_size=1, max_size=5).map(tuple),
         cancelled=st.booleans(),
     ),
-    st.builds(
-        Session, ids, ids, ids, times, st.none() | labels, amounts, st.lists(items, max_size=5).map(tuple)
-    ),
+    st.builds(Session, ids, ids, ids, times, st.none() | labels, amounts, st.lists(items, max_size=5).map(tuple)),
     st.builds(
         Product,
         ids,
@@ -138,9 +136,7 @@ def test_a_batch_is_judged_as_its_records_one_by_one(records: list[Record]) -> N
     decoded = decode(records, KINDS)
     single = [decode_record(record, KINDS[record.topic]) for record in records]
     assert decoded.rejections == [
-        (record, outcome)
-        for record, outcome in zip(records, single, strict=True)
-        if isinstance(outcome, Rejection)
+        (record, outcome) for record, outcome in zip(records, single, strict=True) if isinstance(outcome, Rejection)
     ]
     accepted = [outcome for outcome in single if not isinstance(outcome, Rejection)]
     assert sum(decoded.events.values()) == len(accepted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def applied(events: list[Any], batches: list[int]) -> GraphStore:
     """The graph after applying `events` cut at `batches`."""
     graph = GraphStore(LIMITS)
     cuts = [0, *sorted({min(b, len(events)) for b in batches}), len(events)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         graph.apply(decode_events(events[start:end]))
     return graph
 

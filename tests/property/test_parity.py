@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_streaming_ends_where_the_plain_layers_do(
     """Events in batches, ripples worked off now and then: parity once the stream is quiet."""
     live = Live(bundle)
     edges = [0, *sorted({min(c, len(events)) for c in cuts}), len(events)]
-    for i, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, (start, end) in enumerate(pairwise(edges)):
         live.step(events[start:end])
         if i in drains:
             live.drain()

@@ -54,9 +54,7 @@ def relative(path: Path) -> str:
 def test_imports_go_one_way(path: Path) -> None:
     part = path.relative_to(ROOT / "freshet").parts[0].removesuffix(".py")
     wrong = {
-        name
-        for name in imports(path)
-        if name.startswith("freshet.") and name.split(".")[1] not in MAY_IMPORT[part]
+        name for name in imports(path) if name.startswith("freshet.") and name.split(".")[1] not in MAY_IMPORT[part]
     }
     assert not wrong, f"{relative(path)} may not import {wrong}"
 

@@ -187,7 +187,7 @@ def test_of_two_faults_the_first_is_named() -> None:
 def test_an_unknown_topic_and_a_log_without_time_are_errors_that_say_so() -> None:
     with pytest.raises(FreshetError, match="'elsewhere'.*view"):
         decode([record(View("e", "u", "p", T), topic="elsewhere")], KINDS)
-    with pytest.raises(FreshetError, match="product 'p' has no timestamp"):
+    with pytest.raises(FreshetError, match=r"product 'p' has no timestamp"):
         decode_events([Product("p")])
 
 

@@ -109,6 +109,7 @@ def convert(source: Path | None, writer: EventLogWriter, progress: Progress) -> 
         writer.write(Session(f"s{invoice.invoice}", invoice.user, invoice.invoice, invoice.time_ms, items=items))
     writer.note("rows", len(rows))
     writer.note("orders_restated", restated)
+    writer.note("cancellations", "stand at the time of the purchase: a replay knows of a return before it happened")
     for name in sorted(dropped):
         writer.note(name, dropped[name])
     progress(len(rows), len(rows))

@@ -1,0 +1,102 @@
+"""Write docs/commands.md and docs/settings.md from the code: `python -m tools.reference`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from freshet.stream.cli import app
+from freshet.stream.settings import PREFIX, Settings, variables
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def commands() -> str:
+    """The page of commands."""
+    lines = [
+        "# Commands",
+        "",
+        "Written by `python -m tools.reference` from the command line itself; do not edit.",
+        "",
+        "Exit codes: 0 done; 1 a check failed (`verify`); 2 the call or the input is wrong; 3 a server does not "
+        "answer; 4 another worker took over; 130 interrupted.",
+        "",
+    ]
+    for name, command in _commands(typer.main.get_command(app), "freshet"):
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join([name, *(p.make_metavar(typer.Context(command)) for p in arguments), "[OPTIONS]"])
+        lines += [f"## `{name}`", "", command.help or "", "", f"    {usage}", ""]
+        for p in command.params:
+            if p.name == "help":
+                continue
+            label = p.name.upper() if p in arguments else ", ".join([*p.opts, *p.secondary_opts])
+            default = (
+                "" if p.required or p.default in (None, False) or callable(p.default) else f" (default `{p.default}`)"
+            )
+            lines.append(f"- `{label}`: {getattr(p, 'help', '') or ''}{default}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def settings() -> str:
+    """The page of settings."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `python -m tools.reference` from the dataclasses; do not edit.",
+        "",
+        f"Every setting has a default and is overridden by its environment variable, `{PREFIX}_<SECTION>_<FIELD>`. "
+        "Units stand last in a name. A variable of a known section that names no setting is an error.",
+        "",
+    ]
+    known = variables()
+    for section in fields(Settings):
+        kind = type(getattr(Settings(), section.name))
+        lines += [
+            f"## {section.name}",
+            "",
+            inspect.cleandoc(kind.__doc__ or ""),
+            "",
+            "| variable | default | meaning |",
+            "|---|---|---|",
+        ]
+        notes = _notes(kind)
+        for f in fields(kind):
+            variable = f"{PREFIX}_{section.name}_{f.name}".upper()
+            default = known[variable][0]
+            lines.append(f"| `{variable}` | `{default}` | {notes.get(f.name, '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _commands(group: Any, path: str) -> list[tuple[str, Any]]:
+    out = []
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            out += _commands(command, f"{path} {name}")
+        else:
+            out.append((f"{path} {name}", command))
+    return out
+
+
+def _notes(kind: type[Any]) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    out = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            out[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
+    return out
+
+
+if __name__ == "__main__":
+    (DOCS / "commands.md").write_text(commands())
+    (DOCS / "settings.md").write_text(settings())
