@@ -1,59 +1,68 @@
-"""What a recommendation service needs: a user's embedding, products for a user, products like a product."""
+"""What a shop's own code uses to read: embeddings of users, products for a user, products like a product."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
+from freshet.store.columns import F32
 from freshet.store.embeddings import EmbeddingStore, ServingState
-from freshet.store.index import Index
-from freshet.store.value import decode_value
+from freshet.store.index import ItemIndex
+from freshet.store.index_snapshot import read_manifest
+from freshet.store.value import EmbeddingValue, decode_value
+
+FOR_YOU, POPULAR = "for you", "popular"
+"""Why a product is recommended."""
 
 
 class NotServing(FreshetError):
-    """No worker has gone live on this Redis."""
+    """No worker has gone live, so there is nothing to read."""
 
 
 class VersionMismatch(FreshetError):
-    """Redis serves one model version and the index holds another; scores across versions mean nothing."""
+    """Users are served in one model version and the index holds another; their scores would mean nothing."""
 
 
 class UnknownProduct(FreshetError):
     """The index does not hold this product."""
 
 
-class IndexProvider(Protocol):
-    """An index that is kept fresh by somebody else, and the version it holds."""
-
-    index: Index
-    model_version: str
+class PopularCorrupt(FreshetError):
+    """The list of popular products in the store cannot be read."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A user's embedding: `vector` [dim] float32; times in ms; `age_ms` since it was written; `recent`
-    (product, kind, timestamp), newest first."""
+    """The embedding of a user: `vector` [dim] float32; times in milliseconds since the epoch.
 
-    vector: NDArray[np.float32]
+    `event_ts` is the user's newest event (-1: none), `age_ms` the time since the embedding was written, and
+    `recent` what they did lately: (product, kind, timestamp), newest first.
+    """
+
+    vector: F32
     model_version: str
     event_ts: int
     written_ts: int
-    age_ms: float
+    age_ms: int
     recent: list[tuple[str, str, int]]
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Products for a user, best first: (product, score, reason). `source` is 'personal' or 'popular'."""
+    """Products for a user, best first, as (product, score, reason).
+
+    The reason 'for you' comes with the inner product of user and product, 'popular' with a rate in events a
+    day. `source` is 'personal' where the user's embedding was used; popular products may still fill the end.
+    """
 
     items: list[tuple[str, float, str]]
     model_version: str
@@ -61,118 +70,256 @@ class Recommendations:
     user_known: bool
 
 
-class Reader:
-    """Reads embeddings from Redis and candidates from an index of its own.
+@runtime_checkable
+class VersionedIndex(Protocol):
+    """An index that says which model version it holds, such as one that follows the changelog."""
 
-    `index` is an index snapshot folder, an index whose vectors are of the version being served, or a
-    provider such as `freshet.stream.follower.IndexFollower`, which stays fresh.
+    index: ItemIndex
+    model_version: str
+
+
+class HeldIndex(Protocol):
+    """Where a reader has its index from."""
+
+    def pair(self, served: str) -> tuple[ItemIndex, str]:
+        """The index and its version; `served` is the version of the users that readers are served."""
+        ...
+
+    def reread(self, served: str) -> None:
+        """Look for an index of this version, where that is possible."""
+        ...
+
+
+class IndexFolder:
+    """The index in a snapshot folder. `reread` takes a snapshot of another version that was put there."""
+
+    def __init__(self, path: Path) -> None:
+        from freshet.store.faiss_index import open_index
+
+        self._path, self._open = path, open_index
+        self._lock = threading.Lock()
+        self._pair = open_index(path)
+
+    def pair(self, served: str) -> tuple[ItemIndex, str]:
+        """See HeldIndex."""
+        return self._pair
+
+    def reread(self, served: str) -> None:
+        """See HeldIndex. Raises IndexCorrupt."""
+        with self._lock:
+            if self._pair[1] != served and read_manifest(self._path).model_version == served:
+                self._pair = self._open(self._path)
+
+
+class FollowedIndex:
+    """An index that somebody else keeps fresh and knows the version of."""
+
+    def __init__(self, source: VersionedIndex) -> None:
+        self._source = source
+
+    def pair(self, served: str) -> tuple[ItemIndex, str]:
+        """See HeldIndex."""
+        return self._source.index, self._source.model_version
+
+    def reread(self, served: str) -> None:
+        """See HeldIndex. The source is read anew each time anyway."""
+
+
+class BareIndex:
+    """An ItemIndex. Without a version of its own it is taken to hold the one that is served at first use."""
+
+    def __init__(self, index: ItemIndex, model_version: str | None) -> None:
+        self._index, self._version = index, model_version
+
+    def pair(self, served: str) -> tuple[ItemIndex, str]:
+        """See HeldIndex."""
+        if self._version is None and served:
+            self._version = served
+        return self._index, self._version or served
+
+    def reread(self, served: str) -> None:
+        """See HeldIndex. There is nowhere to look."""
+
+
+class Reader:
+    """Reads what Freshet serves. Threads may share one.
+
+    `index` is the folder of an index snapshot, an object with `index` and `model_version` that somebody keeps
+    fresh (an IndexFollower), or an ItemIndex. Of an ItemIndex say the version its vectors are of with
+    `model_version`; otherwise it is taken to be the one that is served when the reader first uses it.
+
+    Every method may raise StoreUnavailable, where Redis does not answer, and ValueCorrupt, where a value in
+    it cannot be read.
     """
 
-    def __init__(self, redis_url: str, index: Any, *, namespace: str = "freshet", clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        redis_url: str,
+        index: ItemIndex | VersionedIndex | Path | str,
+        *,
+        namespace: str = "freshet",
+        model_version: str | None = None,
+    ) -> None:
         from freshet.store.redis_settings import RedisSettings
         from freshet.store.redis_store import RedisStore
 
+        held = _held(index, model_version)
         store = RedisStore(RedisSettings(url=redis_url, namespace=namespace))
-        self._set_up(store, store, index, clock)
+        self._set(store, store, held, time.time, store.close)
 
     @classmethod
     def over(
-        cls, store: EmbeddingStore, serving: ServingState, index: Any, clock: Callable[[], float] = time.time
-    ) -> Reader:
-        """A reader of other stores than Redis."""
-        made = cls.__new__(cls)
-        made._set_up(store, serving, index, clock)
-        return made
+        cls,
+        store: EmbeddingStore,
+        serving: ServingState,
+        index: ItemIndex | VersionedIndex | Path | str,
+        *,
+        model_version: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """A reader of stores that the caller opened and will close. `clock` gives seconds since the epoch."""
+        reader = cls.__new__(cls)
+        reader._set(store, serving, _held(index, model_version), clock, lambda: None)
+        return reader
 
-    def _set_up(self, store: Any, serving: Any, index: Any, clock: Callable[[], float]) -> None:
-        self._store: EmbeddingStore = store
-        self._serving: ServingState = serving
-        self._clock = clock
-        self._provider: Any = _Snapshot(Path(index)) if isinstance(index, (str, Path)) else index
-
-    def close(self) -> None:
-        """Close the connection to Redis."""
-        if hasattr(self._store, "close"):
-            self._store.close()
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+    def _set(
+        self,
+        store: EmbeddingStore,
+        serving: ServingState,
+        held: HeldIndex,
+        clock: Callable[[], float],
+        close: Callable[[], None],
+    ) -> None:
+        self._store, self._serving, self._held, self._clock, self._close = store, serving, held, clock, close
 
     def embedding(self, user_id: str) -> Embedding | None:
-        """The embedding of a user, None for one nobody knows. Raises NotServing, StoreUnavailable."""
-        return self._embedding(self._version(), user_id)
+        """The embedding of a user; None for one that nobody knows. Raises NotServing."""
+        version = self._served()
+        raw = self._store.get(version, [user_id])[0]
+        if raw is None and (newer := self._served()) != version:  # the old version's users may be gone by now
+            version, raw = newer, self._store.get(newer, [user_id])[0]
+        if raw is None:
+            return None
+        value = decode_value(raw)
+        age_ms = max(0, int(self._clock() * 1e3) - value.written_ts)
+        return Embedding(value.vector, value.model, value.event_ts, value.written_ts, age_ms, value.recent)
 
     def recommend(
         self, user_id: str, k: int = 10, exclude_seen: bool = True, allowed: Collection[str] | None = None
     ) -> Recommendations:
-        """Products for a user; popular ones, with `user_known` false, for a user nobody knows.
+        """At most k products for a user; popular ones for a user that nobody knows.
 
-        `exclude_seen` leaves out what the user bought or viewed lately (the value's `recent`); `allowed`
-        restricts to these products. Raises NotServing, VersionMismatch, StoreUnavailable.
+        `exclude_seen` leaves out what the user bought or viewed lately (the `recent` of the embedding);
+        `allowed` restricts the products. Where the index has fewer that qualify than k, popular ones that do
+        follow. Only products in the index are offered, so a withdrawn one is not.
+        Raises NotServing, VersionMismatch, and FreshetError for k below 1.
         """
-        version, index = self._agreed()
-        found = self._embedding(version, user_id)
-        if found is None:
-            return Recommendations(self._popular(version, k, allowed), version, "popular", False)
-        seen = {product for product, _, _ in found.recent} if exclude_seen else set()
-        result = index.search(found.vector[None], k, allowed, [seen])
-        pairs = zip(result.ids[0], result.scores[0].tolist(), strict=True)
-        return Recommendations([(p, s, "for you") for p, s in pairs], version, "personal", True)
+        if k < 1:
+            raise FreshetError(f"k is {k}: ask for at least one product")
+        index, version, value = self._user(user_id)
+        if value is None:
+            return Recommendations(self._popular(index, version, k, allowed, ()), version, "popular", False)
+        seen = {product for product, _, _ in value.recent} if exclude_seen else set()
+        if not np.any(value.vector):  # nothing is known of this user: every product scores 0
+            return Recommendations(self._popular(index, version, k, allowed, seen), version, "popular", True)
+        found = index.search(value.vector[None], k, allowed, [seen])
+        items = [(name, score, FOR_YOU) for name, score in zip(found.ids[0], found.scores[0].tolist(), strict=True)]
+        if len(items) < k:
+            taken = seen.union(found.ids[0])
+            items += self._popular(index, version, k - len(items), allowed, taken)
+        return Recommendations(items, version, "personal", True)
 
     def similar(self, product_id: str, k: int = 10) -> list[tuple[str, float]]:
-        """The k products most like one. Raises UnknownProduct, NotServing, VersionMismatch."""
-        _, index = self._agreed()
-        vector, there = index.get([product_id])
-        if not there[0]:
-            raise UnknownProduct(f"product {product_id!r} is not in the index: it was never seen, or was withdrawn")
-        result = index.search(vector, k, None, [[product_id]])
-        return list(zip(result.ids[0], result.scores[0].tolist(), strict=True))
+        """The k products most like this one, itself left out, as (product, cosine). Does not read Redis.
+
+        Raises UnknownProduct, and FreshetError for k below 1.
+        """
+        index, _ = self._held.pair("")
+        vector, present = index.get([product_id])
+        if not present[0]:
+            raise UnknownProduct(
+                f"product {product_id!r} is not in the index: it is withdrawn, or has not been in the catalogue "
+                "or in an event yet"
+            )
+        found = index.search(vector, k, None, [[product_id]])
+        return list(zip(found.ids[0], found.scores[0].tolist(), strict=True))
+
+    def close(self) -> None:
+        """Close the connections that the reader opened; those it was given stay open."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _version(self) -> str:
+    def _served(self) -> str:
         version = self._serving.current()
         if version is None:
-            raise NotServing("freshet:current is not set: no worker has gone live on this Redis; start `freshet worker`")
+            raise NotServing("no worker has gone live yet; start `freshet worker`")
         return version
 
-    def _agreed(self) -> tuple[str, Index]:
-        """The version being served and an index of that version."""
-        version = self._version()
-        held = getattr(self._provider, "model_version", None)
-        if held is None:
-            return version, self._provider
-        if held != version:
+    def _agreed(self) -> tuple[ItemIndex, str]:
+        """The index, and the version that both it and the users that readers are served have."""
+        served = self._served()
+        index, version = self._held.pair(served)
+        if version != served:  # the pointer may have moved in between, or an index of its version has come
+            served = self._served()
+            self._held.reread(served)
+            index, version = self._held.pair(served)
+        if version != served:
             raise VersionMismatch(
-                f"Redis serves {version}, the index holds {held}: follow the new version, or load its snapshot"
+                f"users are served in model version {served!r}, but the index holds {version!r}: open the "
+                f"reader with an index of {served!r} (follow the changelog of products, or load a snapshot of it)"
             )
-        return version, self._provider.index
+        return index, version
 
-    def _embedding(self, version: str, user_id: str) -> Embedding | None:
+    def _user(self, user_id: str) -> tuple[ItemIndex, str, EmbeddingValue | None]:
+        """Index, version and the user's value, all of that one version."""
+        index, version = self._agreed()
         raw = self._store.get(version, [user_id])[0]
+        if raw is None and self._served() != version:  # the old version's users may be gone by now
+            index, version = self._agreed()
+            raw = self._store.get(version, [user_id])[0]
         if raw is None:
-            return None
+            return index, version, None
         value = decode_value(raw)
-        age_ms = self._clock() * 1e3 - value.written_ts
-        return Embedding(value.vector, value.model, value.event_ts, value.written_ts, age_ms, value.recent)
+        if value.model != version:
+            raise VersionMismatch(
+                f"the value of user {user_id!r} under version {version!r} says it is of {value.model!r}: "
+                "something other than a worker wrote it; restart the worker to publish it again"
+            )
+        return index, version, value
 
-    def _popular(self, version: str, k: int, allowed: Collection[str] | None) -> list[tuple[str, float, str]]:
+    def _popular(
+        self, index: ItemIndex, version: str, k: int, allowed: Collection[str] | None, without: Collection[str]
+    ) -> list[tuple[str, float, str]]:
         blob = self._serving.get_blob(f"{version}:popular")
-        listed: list[tuple[str, float]] = msgspec.msgpack.decode(blob) if blob else []
-        kept = [(p, s) for p, s in listed if allowed is None or p in allowed]
-        return [(p, s, "popular") for p, s in kept[:k]]
+        if blob is None:
+            return []
+        try:
+            listed = msgspec.msgpack.decode(blob, type=list[tuple[str, float]])
+        except msgspec.MsgspecError as e:
+            raise PopularCorrupt(f"the popular products of version {version!r} cannot be read: {e}") from e
+        wanted = None if allowed is None else frozenset(allowed)
+        listed = [(p, s) for p, s in listed if p not in without and (wanted is None or p in wanted)]
+        present = _present(index, [p for p, _ in listed])
+        return [(p, s, POPULAR) for (p, s), there in zip(listed, present, strict=True) if there][:k]
 
 
-class _Snapshot:
-    """An index snapshot as a provider."""
+def _present(index: ItemIndex, ids: Sequence[str]) -> list[bool]:
+    there: list[bool] = index.get(ids)[1].tolist()
+    return there
 
-    def __init__(self, path: Path) -> None:
-        from freshet.store.faiss_index import make_index
-        from freshet.store.index_files import dim_of
-        from freshet.store.index_settings import IndexSettings
 
-        self.index = make_index(IndexSettings(), dim_of(path))
-        self.model_version = self.index.load(path)
+def _held(index: ItemIndex | VersionedIndex | Path | str, model_version: str | None) -> HeldIndex:
+    if isinstance(index, (str, Path)):
+        return IndexFolder(Path(index))
+    if isinstance(index, VersionedIndex):
+        return FollowedIndex(index)
+    return BareIndex(index, model_version)

@@ -11,8 +11,9 @@ import logging
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from freshet.store.index_settings import IndexSettings
 from freshet.store.index_snapshot import IndexCorrupt, SnapshotFiles, read_manifest, read_snapshot, write_snapshot
 from freshet.store.read_write_lock import ReadWriteLock
 
+faiss: Any = _faiss  # its stubs know only the signatures of C++, not those that Python sees
 log = logging.getLogger(__name__)
 
 DRAIN_ROUNDS_MAX = 4
@@ -147,9 +149,9 @@ class FaissFlatIndex:
 class _Graph:
     """One HNSW graph with its ids. A row never changes: a product that moves gets a new one. No locking."""
 
-    def __init__(self, dim: int, settings: IndexSettings, hnsw: faiss.IndexHNSWFlat | None = None) -> None:
+    def __init__(self, dim: int, settings: IndexSettings, hnsw: Any = None) -> None:
         self.dim, self.settings = dim, settings
-        self.hnsw = hnsw or faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
+        self.hnsw: Any = hnsw or faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
         self.hnsw.hnsw.efConstruction = settings.hnsw_ef_construction
         self.names: list[str | None] = []
         self.row_of: dict[str, int] = {}
@@ -159,7 +161,7 @@ class _Graph:
         """All rows [rows, dim], dead ones too; valid until the next addition."""
         if not self.names:
             return np.empty((0, self.dim), dtype=np.float32)
-        storage = faiss.downcast_index(self.hnsw.storage)
+        storage: Any = faiss.downcast_index(self.hnsw.storage)
         flat: F32 = faiss.rev_swig_ptr(storage.get_xb(), len(self.names) * self.dim)
         return flat.reshape(len(self.names), self.dim)
 
@@ -206,7 +208,7 @@ class _Graph:
             scores[short], found[short] = storage.search(queries[short], k, params=params)
         return scores, found
 
-    def _selector(self, rows: I64 | None) -> faiss.IDSelector:
+    def _selector(self, rows: I64 | None) -> Any:
         chosen = np.zeros(len(self.names), dtype=np.bool_)
         chosen[list(self.row_of.values()) if rows is None else rows] = True
         return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
@@ -278,7 +280,7 @@ class FaissHnswIndex:
         manifest, files = read_snapshot(path, self.kind, self.dim)
         names = files.names(path)
         try:
-            hnsw = faiss.downcast_index(faiss.deserialize_index(np.frombuffer(files.content["graph"], dtype=np.uint8)))
+            hnsw = faiss.deserialize_index(np.frombuffer(files.content["graph"], dtype=np.uint8))
         except RuntimeError as e:
             raise IndexCorrupt(f"{path}: FAISS cannot read the graph ({str(e).splitlines()[-1]})") from e
         if not isinstance(hnsw, faiss.IndexHNSWFlat) or hnsw.d != self.dim or hnsw.ntotal != len(names):
@@ -323,12 +325,14 @@ class FaissHnswIndex:
     def _rebuild_if_due(self) -> None:
         """Start a rebuild where tombstones passed their share. The caller holds `_writing`."""
         graph, settings = self._graph, self._settings
-        due = max(settings.hnsw_tombstones_min, settings.hnsw_tombstone_share_max * len(graph.names), self._retry_at_dead)
+        share = settings.hnsw_tombstone_share_max * len(graph.names)
+        due = max(settings.hnsw_tombstones_min, share, self._retry_at_dead)
         if graph.dead >= due and (self._rebuild is None or not self._rebuild.is_alive()):
             self._changed_meanwhile = {}
             names, rows = graph.live()
+            work = (names, rows, self._changed_meanwhile)
             self._rebuild = threading.Thread(
-                target=self._run_rebuild, args=(names, rows, self._changed_meanwhile), name="freshet-index-rebuild", daemon=True
+                target=self._run_rebuild, args=work, name="freshet-index-rebuild", daemon=True
             )
             self._rebuild.start()
 
@@ -356,7 +360,7 @@ class FaissHnswIndex:
                 if self._changed_meanwhile is changed:
                     self._changed_meanwhile = None
                 self._retry_at_dead = 2 * self._graph.dead
-            log.exception("rebuilding the item index failed; the former graph goes on, with %d dead rows", self._graph.dead)
+            log.exception("rebuilding the item index failed; the former graph goes on")
 
 
 def _take_over(graph: _Graph, changed: dict[str, F32 | None]) -> None:

@@ -119,9 +119,7 @@ def checked_vectors(ids: Sequence[str], vectors: ArrayLike, dim: int) -> tuple[l
     return list(last), rows
 
 
-def checked_search(
-    vectors: ArrayLike, k: int, excluded: Sequence[Collection[str]] | None, dim: int
-) -> F32:
+def checked_search(vectors: ArrayLike, k: int, excluded: Sequence[Collection[str]] | None, dim: int) -> F32:
     """Contiguous queries [q, dim]. Raises InvalidVectors."""
     queries = _finite_rows(vectors, dim, None)
     if k < 1:
@@ -230,8 +228,8 @@ class MemoryItemIndex:
         out = np.zeros((len(ids), self.dim), dtype=np.float32)
         with self._lock:
             present = np.array([name in self._vectors for name in ids], dtype=np.bool_)
-            for i in np.flatnonzero(present):
-                out[i] = self._vectors[ids[i]]
+            for i, name in enumerate(ids):
+                out[i] = self._vectors.get(name, 0.0)
         return out, present
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Index snapshots on disk: a folder of data files, and a manifest that names them with their checksums.
 
     manifest.json        {"format": "freshet-item-index", "format_version": 1, "kind": ..., "dim": ...,
-                          "model_version": ..., "files": {role: {"name", "size_bytes", "blake2b"}}}
+                          "model_version": ..., "files": {role: {"name", "size_bytes", "blake2b"}}, "blake2b": ...}
+                          (its own checksum is that of the manifest with this field empty, as compact JSON)
     ids-<token>.json     the ids in the order of the rows; null for a row that is dead (HNSW alone)
     vectors-<token>.f32  float32, little-endian, row by row (flat)
     graph-<token>.faiss  the graph with its vectors, in FAISS's own format (HNSW)
@@ -53,6 +54,11 @@ class Manifest(msgspec.Struct, frozen=True):
     dim: int
     model_version: str
     files: dict[str, FileEntry]
+    blake2b: str = ""
+
+    def digest(self) -> str:
+        """What `blake2b` has to be."""
+        return _digest(msgspec.json.encode(msgspec.structs.replace(self, blake2b=""), order="sorted"))
 
 
 @dataclass
@@ -103,12 +109,13 @@ def read_manifest(path: Path) -> Manifest:
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise IndexCorrupt(f"{path / MANIFEST} is not the manifest of a Freshet item index: name another folder")
         if head.get("format_version") != FORMAT_VERSION:
-            raise IndexCorrupt(
-                f"{path} has format version {head.get('format_version')!r}, this release reads {FORMAT_VERSION}: {REMEDY}"
-            )
+            version = head.get("format_version")
+            raise IndexCorrupt(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}: {REMEDY}")
         manifest = msgspec.convert(head, Manifest)
     except (msgspec.DecodeError, msgspec.ValidationError) as e:
         raise IndexCorrupt(f"{path / MANIFEST} is damaged ({e}): {REMEDY}") from e
+    if manifest.blake2b != manifest.digest():
+        raise IndexCorrupt(f"{path / MANIFEST} is damaged (its checksum differs): {REMEDY}")
     if any(Path(entry.name).name != entry.name for entry in manifest.files.values()):
         raise IndexCorrupt(f"{path / MANIFEST} names a file outside its folder: {REMEDY}")
     return manifest
@@ -119,12 +126,13 @@ def read_snapshot(path: Path, kind: str, dim: int) -> tuple[Manifest, SnapshotFi
     manifest = read_manifest(path)
     for _ in range(3):
         if manifest.kind != kind:
-            raise IndexCorrupt(f"{path} holds an index of kind {manifest.kind!r}, not {kind!r}: make an index of that kind")
+            raise IndexCorrupt(f"{path} holds an index of kind {manifest.kind!r}, not {kind!r}: make one of that kind")
         if manifest.dim != dim:
             raise IndexCorrupt(f"{path} holds vectors of dimension {manifest.dim}, not {dim}: it is of another model")
         roles = {"ids", "graph" if kind == "hnsw" else "vectors"}
         if set(manifest.files) != roles:
-            raise IndexCorrupt(f"{path / MANIFEST} names the files {sorted(manifest.files)}, not {sorted(roles)}: {REMEDY}")
+            named = sorted(manifest.files)
+            raise IndexCorrupt(f"{path / MANIFEST} names the files {named}, not {sorted(roles)}: {REMEDY}")
         try:
             return manifest, SnapshotFiles({role: _checked(path, entry) for role, entry in manifest.files.items()})
         except FileNotFoundError as e:
@@ -156,6 +164,7 @@ def write_snapshot(path: Path, kind: str, dim: int, model_version: str, files: S
             _write_synced(path / name, data)
             entries[role] = FileEntry(name, len(data), _digest(data))
         manifest = Manifest(FORMAT, FORMAT_VERSION, kind, dim, model_version, entries)
+        manifest = msgspec.structs.replace(manifest, blake2b=manifest.digest())
         temporary = path / f"{MANIFEST}.{token}"
         written.append(temporary)
         _write_synced(temporary, msgspec.json.format(msgspec.json.encode(manifest), indent=2))

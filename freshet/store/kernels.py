@@ -454,7 +454,7 @@ def merge_sessions(  # type: ignore[no-untyped-def]
                 order[u, m] = order[u, m + 1]
             n -= 1
         if slot < 0:
-            slot = np.int64(n)
+            slot = n
             for candidate in range(n):
                 used = False
                 for m in range(n):

@@ -144,6 +144,8 @@ class EventLog:
         packed = self.path / f"{file_name(kind)}.gz"
         if plain.exists() and packed.exists():
             raise EventLogError(f"{packed}: {plain.name} is there as well; keep one of them")
+        if packed.exists() and not packed.stat().st_size:  # which gzip reads as a file without lines
+            raise EventLogError(f"{packed}: is empty, which no packed file is; pack it again, or delete it")
         return plain if plain.exists() else packed if packed.exists() else None
 
     def _read_manifest(self) -> Manifest | None:
@@ -259,9 +261,7 @@ class EventLog:
             for event in events:
                 yield event.timestamp, rank, event
 
-    def _heads(
-        self, kind: Kind, since_ms: int | None, until_ms: int | None
-    ) -> Iterator[tuple[int, int, str, bytes]]:
+    def _heads(self, kind: Kind, since_ms: int | None, until_ms: int | None) -> Iterator[tuple[int, int, str, bytes]]:
         """Time, rank, key and line of each event of one kind."""
         rank, newest = _RANK[kind], 0
         decode = (_PRODUCT_HEAD if kind is Kind.PRODUCT else _USER_HEAD).decode

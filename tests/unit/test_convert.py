@@ -83,9 +83,7 @@ def test_completejourney_baskets_are_orders_and_sessions(journey: Path, tmp_path
             items=(Line("100", 3, 1.5), Line("101", 1, 0.0), Line("102", 0)),
             order_id="20",
         ),
-        Purchase(
-            "30", "1", MARCH_1 + 2000, items=(Line("101", 3, 0.3333), Line("999", 1, 9.0)), order_id="30"
-        ),
+        Purchase("30", "1", MARCH_1 + 2000, items=(Line("101", 3, 0.3333), Line("999", 1, 9.0)), order_id="30"),
     ]
     sessions = events_of(tmp_path / "log", Kind.SESSION)
     assert sessions[0] == Session("s10", "1", "10", MARCH_1, items=(SessionItem("100"),))

@@ -83,9 +83,7 @@ def test_events_of_one_time_come_by_kind(written: Path) -> None:
 @pytest.mark.parametrize(
     ("since", "until", "steps"), [(None, None, 5), (0, 20, 2), (10, 30, 2), (11, 30, 1), (40, None, 1), (50, None, 0)]
 )
-def test_since_is_included_and_until_is_not(
-    written: Path, since: int | None, until: int | None, steps: int
-) -> None:
+def test_since_is_included_and_until_is_not(written: Path, since: int | None, until: int | None, steps: int) -> None:
     log = EventLog(written)
     low, high = (None if t is None else T0 + t for t in (since, until))
     events = list(log.stream(since_ms=low, until_ms=high))
@@ -211,6 +209,9 @@ def test_a_packed_file_that_is_cut_short_is_an_error(tiny: Path) -> None:
     (tiny / "view.jsonl.gz").write_bytes(packed[:-12])
     with pytest.raises(EventLogError, match=r"view\.jsonl\.gz: cannot be read"):
         list(EventLog(tiny).stream())
+    (tiny / "view.jsonl.gz").write_bytes(b"")
+    with pytest.raises(EventLogError, match=r"view\.jsonl\.gz: is empty"):
+        EventLog(tiny)
 
 
 def test_a_folder_that_is_no_log_is_refused(tmp_path: Path) -> None:

@@ -53,9 +53,7 @@ def _lines(path: Path) -> pl.DataFrame:
         .agg(pl.col("quantity").sum(), pl.col("sales_value").sum())
         .sort("time_ms", "basket_id", "household_id", "product_id")
         .with_columns(
-            pl.when(pl.col("quantity") > 0)
-            .then((pl.col("sales_value") / pl.col("quantity")).round(4))
-            .alias("price"),
+            pl.when(pl.col("quantity") > 0).then((pl.col("sales_value") / pl.col("quantity")).round(4)).alias("price"),
             new=pl.struct("time_ms", "basket_id", "household_id").rle_id(),
         )
         .collect()
