@@ -9,15 +9,17 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 TORCH_INDEX_URL ?=
 ARGS ?=
 PYTEST_ARGS ?=
+BENCHES := replay freshness scale
 
+# A stamp carries a checksum of what it was made from: nothing is installed twice, and a changed pin is.
 STATE := $(VENV)/.state
-KEY := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | cut -d' ' -f1)
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 TORCH := $(STATE)/torch-$(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO := $(STATE)/demo-$(KEY)
 TEST := $(STATE)/test-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench setup system clean
+.PHONY: help demo test check lint bench setup clean system
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -25,41 +27,55 @@ help: ## list the targets
 demo: $(DEMO) ## set up, then run the whole path on real data (ARGS=--keep leaves it running)
 	$(BIN)/freshet demo $(ARGS)
 
-test: $(TEST) system ## set up, then run every test (PYTEST_ARGS=...)
+test: $(TEST) system ## set up, then run every test (PYTEST_ARGS=... chooses)
 	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+check: $(TEST) ## the tests that need nothing but Python: before every commit
+	$(BIN)/python -m pytest -m 'not integration' tests/unit tests/property $(PYTEST_ARGS)
 
 lint: $(TEST) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: $(TEST) ## the benchmarks, each ending with a line of JSON
-	$(BIN)/python -m bench.replay
-	$(BIN)/python -m bench.freshness
-	$(BIN)/python -m bench.scale
-	$(BIN)/python -m bench.redis_write
+	@for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name || exit 1; done
 
 setup: $(DEMO) ## only set up what the demo needs
 
-clean: ## remove what the targets made
-	rm -rf $(VENV) .cache build *.egg-info
+clean: ## remove what the targets made, .venv included
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find bench freshet tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(STATE):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Freshet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Name another: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1 | head -n 1); \
+	  echo "Freshet needs Python 3.11 or newer, and $(PYTHON) is: $$found"; \
+	  echo "Name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "No virtual environment could be made: on Debian and Ubuntu, install python3-venv"; exit 1; }
 	@mkdir -p $@
 
+# From another index torch comes alone: such an index need not hold its dependencies in the pinned versions,
+# which the next step takes from the usual one.
 $(TORCH): | $(STATE)
+	@rm -f $(STATE)/torch-*
+ifeq ($(TORCH_INDEX_URL),)
 	@echo "PyTorch: on Linux its wheel brings CUDA along, 5 GB and about two minutes, once for all targets."
 	@echo "On a CPU-only machine, set TORCH_INDEX_URL to an index of CPU wheels to save both."
-	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	$(PIP) torch
+else
+	$(PIP) --no-deps --index-url '$(TORCH_INDEX_URL)' torch
+endif
 	@touch $@
 
 $(DEMO): $(TORCH)
+	@rm -f $(STATE)/demo-* $(STATE)/test-*
 	$(PIP) -e '.[demo]'
 	@touch $@
 
 $(TEST): $(DEMO)
+	@rm -f $(STATE)/test-*
 	$(PIP) -e '.[test]'
 	@touch $@
 

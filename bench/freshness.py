@@ -64,10 +64,14 @@ def main() -> None:
     )
     result(
         {
-            "rate": args.rate, "sampled": int(ages.shape[0]), "not_seen": lost, "freshness_ms_p50": round(float(p50), 2),
-            "freshness_ms_p99": round(float(p99), 2), "ripple_waves": status["ripple_waves"],
+            "rate": args.rate,
+            "sampled": int(ages.shape[0]),
+            "not_seen": lost,
+            "freshness_ms_p50": round(float(p50), 2),
+            "freshness_ms_p99": round(float(p99), 2),
+            "ripple_waves": status["ripple_waves"],
         }
-    )  # fmt: skip
+    )
 
 
 def measure(system: LocalSystem, shop: Shop, version: str, rate: float, seconds: float) -> np.ndarray:

@@ -16,7 +16,11 @@ FEATURES = FeatureConfig(
 ALL_READS = TowerConfig(
     dim=16,
     user=LayerReads(
-        outer={"purchased": Gather(4, half_life_ms=50.0), "viewed": Gather(3, weigh_value=True), "has_session": Gather(2)},
+        outer={
+            "purchased": Gather(4, half_life_ms=50.0),
+            "viewed": Gather(3, weigh_value=True),
+            "has_session": Gather(2),
+        },
         inner={
             "purchased": Gather(4, half_life_ms=50.0),
             "viewed": Gather(2),
@@ -28,7 +32,7 @@ ALL_READS = TowerConfig(
         outer={"co_purchased": Gather(3), "purchased_by": Gather(4, half_life_ms=20.0), "viewed_by": Gather(2)},
         inner={"co_purchased": Gather(2), "purchased": Gather(3, weigh_value=True), "viewed": Gather(3)},
     ),
-)  # fmt: skip
+)
 """Every relation in every place where one may stand."""
 
 LAYERS = (

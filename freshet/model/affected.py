@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freshet.model.config import LayerReads, TowerConfig
+from freshet.model.config import Reads, TowerConfig
 from freshet.store.columns import I32
 from freshet.store.dirty import DirtySet
-from freshet.store.graph import GraphStore, Touched
+from freshet.store.graph import NO_NODES, GraphStore, Touched
 
 
 @dataclass(frozen=True)
@@ -55,99 +55,146 @@ def direct(touched: Touched, config: TowerConfig, graph: GraphStore) -> Direct:
     )
 
 
+class Wave:
+    """The readers of one tower: sources whose readers have not been looked up, and readers that are due.
+
+    `since_ms` is when the oldest change was made that some reader still lacks; None when all are exact.
+    """
+
+    def __init__(self) -> None:
+        self.products, self.users = DirtySet(), DirtySet()
+        self.due = DirtySet()
+        self._sources_since_ms: float | None = None
+        self._wave_since_ms: float | None = None
+        self._later_since_ms: float | None = None
+
+    @property
+    def sources(self) -> int:
+        """Sources waiting."""
+        return len(self.products) + len(self.users)
+
+    @property
+    def since_ms(self) -> float | None:
+        """See the class."""
+        return _least(self._sources_since_ms, self._wave_since_ms, self._later_since_ms)
+
+    def note_sources(self, users: I32, products: I32, now_ms: float) -> None:
+        """States of these nodes changed."""
+        self.users.add(users)
+        self.products.add(products)
+        if self._sources_since_ms is None and self.sources:
+            self._sources_since_ms = now_ms
+
+    def note_due(self, now_ms: float) -> None:
+        """Readers were added to `due` for a change made now, behind those of the wave under way."""
+        if len(self.due) and self._later_since_ms is None:
+            self._later_since_ms = now_ms
+
+    def take_sources(self) -> tuple[I32, I32]:
+        """Start a wave: all sources (users, products), for their readers to be looked up."""
+        self._wave_since_ms = self.since_ms
+        self._sources_since_ms = self._later_since_ms = None
+        return self.users.take(), self.products.take()
+
+    def finish(self) -> None:
+        """Every reader that was due when the wave started has been brought up to date."""
+        self._wave_since_ms = None
+
+
 class Ripples:
     """Nodes that are stale because something they read has changed.
 
-    `changed_*` hold sources whose readers have not been looked up yet; `due_*` hold the readers. A wave
-    looks up the readers of all sources at once. `since_ms` is the age of the oldest unserved change.
+    `user` holds what the user embeddings lack and `item` what the item embeddings lack: each is expanded in
+    waves of its own, since a stale user matters sooner. `changed_x` are products whose features changed,
+    `due_inner_*` nodes whose first-layer states read one of those.
     """
 
     def __init__(self, graph: GraphStore, config: TowerConfig) -> None:
         self.graph = graph
-        self.user: LayerReads = config.user
-        self.item: LayerReads = config.item
-        self.changed_x_products = DirtySet()
-        self.changed_users, self.changed_products = DirtySet(), DirtySet()
+        self.config = config
+        self.user, self.item = Wave(), Wave()
+        self.changed_x = DirtySet()
         self.due_inner_users, self.due_inner_products = DirtySet(), DirtySet()
-        self.due_users, self.due_products = DirtySet(), DirtySet()
-        self.sources_since_ms: float | None = None
-        self.wave_since_ms: float | None = None
 
     def reserve(self) -> None:
         """Make room for every node of the graph."""
-        for dirty in (self.changed_users, self.due_inner_users, self.due_users):
-            dirty.reserve(len(self.graph.users))
-        for dirty in (
-            self.changed_x_products, self.changed_products, self.due_inner_products, self.due_products,
-        ):  # fmt: skip
-            dirty.reserve(len(self.graph.products))
+        users, products = len(self.graph.users), len(self.graph.products)
+        for dirty in (self.user.users, self.item.users, self.user.due, self.due_inner_users):
+            dirty.reserve(users)
+        for dirty in (self.user.products, self.item.products, self.item.due, self.due_inner_products, self.changed_x):
+            dirty.reserve(products)
 
     def note(self, done: Direct, touched: Touched, now_ms: float) -> None:
         """Collect the ripples of a batch whose direct part has been brought up to date."""
         self.reserve()
-        self.changed_x_products.add(touched.products_x)
+        self.changed_x.add(touched.products_x)
         self.note_inner(done.inner_users, done.inner_products, now_ms)
-        outer_lists = touched.rows(*self.item.outer)
-        self.due_products.add(outer_lists)
-        if outer_lists.shape[0] and self.wave_since_ms is None:
-            self.wave_since_ms = now_ms
+        self.user.note_sources(NO_NODES, touched.products_x, now_ms)
+        self.item.due.add(touched.rows(*self.config.item.outer))
+        self.item.note_due(now_ms)
 
     def note_inner(self, users: I32, products: I32, now_ms: float) -> None:
         """First-layer states were recomputed: their readers, and the products themselves, are stale."""
-        self.changed_users.add(users)
-        self.changed_products.add(products)
-        if self.sources_since_ms is None and self.sources:
-            self.sources_since_ms = now_ms
+        self.user.note_sources(NO_NODES, products, now_ms)
+        self.item.note_sources(users, products, now_ms)
 
     @property
-    def sources(self) -> int:
-        """Sources whose readers have not been looked up."""
-        return len(self.changed_x_products) + len(self.changed_users) + len(self.changed_products)
+    def user_sources(self) -> int:
+        """Sources that the next wave of users would look up."""
+        return self.user.sources + len(self.changed_x)
 
     @property
-    def due(self) -> int:
-        """Nodes known to be stale."""
-        return len(self.due_inner_users) + len(self.due_inner_products) + len(self.due_users) + len(self.due_products)
+    def waiting(self) -> int:
+        """Nodes that are stale, and sources whose readers are not known yet."""
+        return (
+            self.user_sources + len(self.user.due) + self.item.sources + len(self.item.due)
+            + len(self.due_inner_users) + len(self.due_inner_products)
+        )  # fmt: skip
 
     @property
     def since_ms(self) -> float | None:
-        """When the oldest change that some reader still lacks was made; None when all is exact."""
-        waiting = [t for t in (self.sources_since_ms, self.wave_since_ms) if t is not None]
-        return min(waiting) if waiting else None
+        """When the oldest change was made that some embedding lacks; None when all are exact."""
+        return _least(self.user.since_ms, self.item.since_ms)
 
-    def expand(self) -> None:
-        """Start a wave: look up the readers of every source."""
+    def expand_users(self) -> None:
+        """Start a wave of users: look up who reads the changed products."""
+        outer, inner = self.config.user.outer, self.config.user.inner
+        _, products = self.user.take_sources()
+        for relation in ("purchased", "viewed"):
+            if relation in outer:
+                getattr(self.graph, relation).mark_listers(products, self.user.due)
+        if len(self.changed_x):
+            self._expand_x(self.changed_x.take(), inner)
+
+    def _expand_x(self, products: I32, inner: Reads) -> None:
+        """Who reads the features of these products, in either tower."""
         graph = self.graph
-        x_products = self.changed_x_products.take()
         for relation in ("purchased", "viewed"):
             lists = getattr(graph, relation)
-            if relation in self.item.inner:
-                lists.mark_listers(x_products, self.due_inner_users)
-            if relation in self.user.inner:
-                lists.mark_listers(x_products, self.due_users)
-        if "has_session" in self.user.outer and "contains" in self.user.inner:
-            graph.sessions.mark_listers(x_products, self.due_users)
-        if "co_purchased" in self.user.inner or "co_purchased" in self.item.inner:
-            graph.co_purchased.mark_listers(x_products, self.due_inner_products)
-        products, users = self.changed_products.take(), self.changed_users.take()
-        for relation in ("purchased", "viewed"):
-            if relation in self.user.outer:
-                getattr(graph, relation).mark_listers(products, self.due_users)
-        self.due_products.add(products)
-        if "co_purchased" in self.item.outer:
-            graph.co_purchased.mark_listers(products, self.due_products)
-        for relation in ("purchased_by", "viewed_by"):
-            if relation in self.item.outer:
-                getattr(graph, relation).mark_listers(users, self.due_products)
-        if self.sources_since_ms is not None:
-            since = self.sources_since_ms
-            self.wave_since_ms = since if self.wave_since_ms is None else min(since, self.wave_since_ms)
-        self.sources_since_ms = None
+            if relation in self.config.item.inner:
+                lists.mark_listers(products, self.due_inner_users)
+            if relation in inner:
+                lists.mark_listers(products, self.user.due)
+        if "has_session" in self.config.user.outer and "contains" in inner:
+            graph.sessions.mark_listers(products, self.user.due)
+        if "co_purchased" in inner or "co_purchased" in self.config.item.inner:
+            graph.co_purchased.mark_listers(products, self.due_inner_products)
 
-    def settle(self) -> None:
-        """Call when nothing is due: the wave is over."""
-        if not self.due:
-            self.wave_since_ms = None
+    def expand_items(self) -> None:
+        """Start a wave of items: look up who reads the changed users and products."""
+        outer = self.config.item.outer
+        users, products = self.item.take_sources()
+        self.item.due.add(products)
+        if "co_purchased" in outer:
+            self.graph.co_purchased.mark_listers(products, self.item.due)
+        for relation in ("purchased_by", "viewed_by"):
+            if relation in outer:
+                getattr(self.graph, relation).mark_listers(users, self.item.due)
+
+
+def _least(*times_ms: float | None) -> float | None:
+    known = [t for t in times_ms if t is not None]
+    return min(known) if known else None
 
 
 def _union(*parts: I32) -> I32:

@@ -20,7 +20,7 @@ from torch.nn import functional as fn
 
 from freshet.model import dayzero as day0
 from freshet.model.bundle import Bundle
-from freshet.model.config import DAY_MS, FeatureConfig, LayerReads, TowerConfig
+from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
 from freshet.model.features import ProductCodes, UserCodes, user_codes
 from freshet.model.neighborhood import NO_NODES, Neighborhood, neighborhood, walk
@@ -38,25 +38,6 @@ from freshet.model.sampler import (
 from freshet.model.towers import Towers
 from freshet.store.columns import F32, I32, Bool
 from freshet.store.history import History, PairHistory
-from freshet.store.lists import Gather
-
-
-def default_towers() -> TowerConfig:
-    """What earns its keep on validation data (`docs/decisions/towers.md`): what a user bought, viewed and was
-    shown, and a product's partners and newest buyers, without an activation between the layers."""
-    return TowerConfig(
-        activation="none",
-        user=LayerReads(
-            outer={
-                "purchased": Gather(20, half_life_ms=60 * DAY_MS),
-                "viewed": Gather(10, half_life_ms=30 * DAY_MS),
-                "has_session": Gather(2),
-            },
-            inner={"contains": Gather(10)},
-        ),
-        item=LayerReads(outer={"co_purchased": Gather(10), "purchased_by": Gather(5)}, inner={}),
-    )
-
 
 Progress = Callable[[str, float], None]
 """Told what is going on and which share of it is done, 0 to 1."""
@@ -125,7 +106,7 @@ class _Training:
         split_ms: int | None, progress: Progress, clock_s: Callable[[], float],
     ) -> None:  # fmt: skip
         self.history, self.settings, self.progress, self.clock_s = history, settings, progress, clock_s
-        self.config = config or default_towers()
+        self.config = config or TowerConfig()
         self.features = features or FeatureConfig()
         lines = [part.time[-1] for part in (history.purchases, history.views) if part.time.shape[0]]
         if not lines:

@@ -1,4 +1,4 @@
-"""What Freshet needs of a place for embeddings: two protocols, and their rule.
+"""What Freshet needs of a place for embeddings: its protocols, and their rule.
 
 A write counts iff its `seq` is greater than that of what is there. An equal one is the same write again
 and changes nothing; a smaller one comes from a worker that has been replaced and is refused.
@@ -24,7 +24,11 @@ class EmbeddingStore(Protocol):
     """Values of users by model version."""
 
     def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Write n values; returns [n] bool, true where the store holds a greater `seq` and refused."""
+        """Write n values; returns [n] bool, true where the store holds a greater `seq` and refused.
+
+        Of a user given twice the greater `seq` stays. Raises ValueError where n differs, StoreUnavailable; after
+        the latter some values may have been written, and writing all of them again is right.
+        """
         ...
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -36,15 +40,28 @@ class EmbeddingStore(Protocol):
         ...
 
     def user_ids(self, model_version: str) -> Iterator[str]:
-        """Every user with a value, in no order."""
+        """Every user with a value, in no order. A user who is written or deleted meanwhile may or may not come,
+        and one may come twice."""
         ...
 
 
-class ServingState(Protocol):
-    """What is not a user's: which version readers use, fencing tokens, the sentinel, named blobs."""
+class NamedBlobs(Protocol):
+    """Values of a model version that are not a user's, such as the popular products, under the same rule."""
+
+    def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
+        """Write a named value; returns False where the store holds a greater `seq` and refused."""
+        ...
+
+    def get_blob(self, name: str) -> bytes | None:
+        """A named value; None where there is none."""
+        ...
+
+
+class ServingState(NamedBlobs, Protocol):
+    """Which version readers use, fencing tokens, and the sentinel."""
 
     def current(self) -> str | None:
-        """The version that readers should use, `freshet:current`."""
+        """The version that readers should use, `freshet:current`; None before a worker has gone live."""
         ...
 
     def set_current(self, model_version: str) -> None:
@@ -52,7 +69,10 @@ class ServingState(Protocol):
         ...
 
     def next_fence(self, scope: str, floor: int) -> int:
-        """A token greater than every one before it and than `floor`."""
+        """A token greater than every one before it in this scope, and than `floor`.
+
+        A store that has lost everything forgets the tokens, so pass a floor that grows: the wall clock in ms.
+        """
         ...
 
     def sentinel(self, model_version: str) -> str | None:
@@ -63,10 +83,8 @@ class ServingState(Protocol):
         """Note that this version is whole."""
         ...
 
-    def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
-        """Write a named value under the rule of `seq`; returns whether it was written."""
-        ...
 
-    def get_blob(self, name: str) -> bytes | None:
-        """A named value."""
-        ...
+def check_lengths(user_ids: Sequence[str], values: Sequence[bytes]) -> None:
+    """Raises ValueError unless there is one value a user."""
+    if len(user_ids) != len(values):
+        raise ValueError(f"{len(user_ids)} users came with {len(values)} values: give one value a user")

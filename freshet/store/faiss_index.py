@@ -151,7 +151,8 @@ class _Graph:
 
     def __init__(self, dim: int, settings: IndexSettings, hnsw: Any = None) -> None:
         self.dim, self.settings = dim, settings
-        self.hnsw: Any = hnsw or faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
+        made = faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT) if hnsw is None else hnsw
+        self.hnsw: Any = made
         self.hnsw.hnsw.efConstruction = settings.hnsw_ef_construction
         self.names: list[str | None] = []
         self.row_of: dict[str, int] = {}

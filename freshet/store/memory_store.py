@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from freshet.store.embeddings import check_lengths
 from freshet.store.value import Seq, seq_text
 
 
@@ -18,6 +19,7 @@ class MemoryEmbeddingStore:
 
     def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
         """See `EmbeddingStore.upsert`."""
+        check_lengths(user_ids, values)
         stale = np.zeros(len(user_ids), dtype=np.bool_)
         for i, (user, value) in enumerate(zip(user_ids, values, strict=True)):
             held = self._values.get((model_version, user))
@@ -74,10 +76,9 @@ class MemoryServingState:
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `ServingState.put_blob`."""
         held = self._blob.get(name)
-        if held is not None and held[0] >= seq.text():
-            return False
-        self._blob[name] = (seq.text(), blob)
-        return True
+        if held is None or held[0] < seq.text():
+            self._blob[name] = (seq.text(), blob)
+        return held is None or held[0] <= seq.text()
 
     def get_blob(self, name: str) -> bytes | None:
         """See `ServingState.get_blob`."""

@@ -22,3 +22,12 @@ class RedisSettings:
     """Tries of a call before the store counts as unavailable; the worker then waits and tries again."""
     retry_ms: float = 50.0
     """Pause before the second try, doubled before each further one."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_ms", "keys_per_call", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
+        if self.ttl_s is not None and self.ttl_s < 1:
+            raise ValueError(f"ttl_s is {self.ttl_s}: it has to be at least 1, or absent for values that never expire")
+        if self.retry_ms < 0:
+            raise ValueError(f"retry_ms is {self.retry_ms}: it cannot be negative")

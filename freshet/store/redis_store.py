@@ -1,11 +1,13 @@
 """Redis: the only file that imports its client.
 
-A script compares `seq` and writes, a few hundred values a call and the calls of a batch in one pipeline.
-Repeating a call is harmless, which is what makes retries after a timeout safe.
+A script compares `seq` and writes, a few hundred values a call and many calls a round trip. Repeating a call is
+harmless, which is what makes retries after a timeout safe.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -13,13 +15,20 @@ from typing import Any, TypeVar
 import numpy as np
 import redis
 from numpy.typing import NDArray
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from freshet.errors import FreshetError
-from freshet.store.embeddings import StoreUnavailable
+from freshet.store.embeddings import StoreUnavailable, check_lengths
 from freshet.store.redis_settings import RedisSettings
 from freshet.store.value import SEQ_CHARS, SEQ_PLACE, Seq
 
 T = TypeVar("T")
+
+CALLS_PER_TRIP = 64
+"""Calls sent before an answer is waited for: bounds the memory of a large write to a few tens of MB."""
+SCAN_KEYS = 1_000
+"""Keys that the server looks at in one step of a scan."""
 
 UPSERT = f"""
 local from, to, ttl = {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}, tonumber(ARGV[1])
@@ -35,11 +44,12 @@ for i, key in ipairs(KEYS) do
 end
 return stale
 """
+UPSERT_SHA = hashlib.sha1(UPSERT.encode(), usedforsecurity=False).hexdigest()
 
 BLOB = f"""
 local held = redis.call('GETRANGE', KEYS[1], 0, {SEQ_CHARS - 1})
-if held ~= '' and held >= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2])
+if held > ARGV[1] then return 0 end
+if held < ARGV[1] then redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2]) end
 return 1
 """
 
@@ -50,26 +60,38 @@ redis.call('SET', KEYS[1], string.format('%.0f', token))
 return token
 """
 
-_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError)
-"""What may pass by itself: the store is away, loading, a replica for now, or full."""
+_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.NoScriptError, redis.exceptions.ClusterError)
+"""What may pass by itself: the store is away, loading, or forgot the script between two calls of a trip."""
+
+_PASSING_CODES = {
+    "OOM": "it is full: raise its maxmemory, or let values expire with ttl_s",
+    "READONLY": "it is a replica: name the primary with --redis",
+    "MISCONF": "it cannot save its data and so takes no writes: free its disk, or see its log",
+    "NOREPLICAS": "it has too few replicas to take writes: start them, or lower min-replicas-to-write",
+    "BUSY": "it is busy with somebody's script: wait, or end that with SCRIPT KILL",
+    "MASTERDOWN": "it is a replica that has lost its primary: start the primary",
+    "TRYAGAIN": "it is moving keys to another node: wait",
+}
+"""Answers that may pass by themselves or when somebody acts, and how to act."""
 
 
 class RedisStore:
-    """An `EmbeddingStore` and a `ServingState` on Redis or Valkey."""
+    """An `EmbeddingStore` and a `ServingState` on Redis or Valkey. Threads may share one."""
 
     def __init__(self, settings: RedisSettings | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         self.settings = settings or RedisSettings()
+        self._shown = without_password(self.settings.url)
         self._sleep = sleep
         seconds = self.settings.timeout_ms / 1e3
         try:
             self._redis: Any = redis.Redis.from_url(
-                self.settings.url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=None
+                self.settings.url,
+                socket_timeout=seconds,
+                socket_connect_timeout=seconds,
+                retry=Retry(NoBackoff(), 0),  # `_attempt` repeats, and says so when it gives up
             )
         except ValueError as e:
-            raise FreshetError(f"Redis URL {self.settings.url!r} cannot be used: {e}") from e
-        self._upsert = self._redis.register_script(UPSERT)
-        self._blob = self._redis.register_script(BLOB)
-        self._fence = self._redis.register_script(FENCE)
+            raise FreshetError(f"Redis URL {self._shown!r} cannot be used ({e}): redis://HOST:PORT/0 is one") from e
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,43 +101,42 @@ class RedisStore:
 
     def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
         """See `EmbeddingStore.upsert`."""
-        stale = np.zeros(len(user_ids), dtype=np.bool_)
-        if not len(user_ids):
-            return stale
-        keys, size = self._user_keys(model_version, user_ids), self.settings.keys_per_call
+        check_lengths(user_ids, values)
+        keys, ttl_s = self._user_keys(model_version, user_ids), self.settings.ttl_s or 0
 
-        def write() -> list[list[int]]:
-            pipe = self._redis.pipeline(transaction=False)
-            for start in range(0, len(keys), size):
-                part = values[start : start + size]
-                self._upsert(keys[start : start + size], [self.settings.ttl_s or 0, *part], client=pipe)
-            found: list[list[int]] = pipe.execute()
-            return found
+        def write(pipe: Any, part: slice, first: bool) -> None:
+            # The first call of a trip brings the script along, so a server that has restarted knows it.
+            run, script = (pipe.eval, UPSERT) if first else (pipe.evalsha, UPSERT_SHA)
+            run(script, part.stop - part.start, *keys[part], ttl_s, *values[part])
 
-        for call, places in enumerate(self._attempt(write)):
-            stale[[call * size + place - 1 for place in places]] = True
+        stale = np.zeros(len(keys), dtype=np.bool_)
+        for part, places in self._calls(len(keys), write):
+            stale[[part.start + place - 1 for place in places]] = True
         return stale
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""
-        if not len(user_ids):
-            return []
         keys = self._user_keys(model_version, user_ids)
-        found: list[bytes | None] = self._attempt(lambda: self._redis.mget(keys))
-        return found
+        answers = self._calls(len(keys), lambda pipe, part, _: pipe.mget(keys[part]))
+        return [value for _, values in answers for value in values]
 
     def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
         """See `EmbeddingStore.delete`."""
-        if len(user_ids):
-            keys = self._user_keys(model_version, user_ids)
-            self._attempt(lambda: self._redis.delete(*keys))
+        keys = self._user_keys(model_version, user_ids)
+        for _ in self._calls(len(keys), lambda pipe, part, _: pipe.delete(*keys[part])):
+            pass
 
     def user_ids(self, model_version: str) -> Iterator[str]:
         """See `EmbeddingStore.user_ids`."""
         prefix = self._key(f"{model_version}:user:")
-        escaped = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix)
-        for key in self._redis.scan_iter(match=escaped + "*", count=1_000):
-            yield key.decode()[len(prefix) :]
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", prefix) + "*"
+        cursor = 0
+        while True:
+            cursor, keys = self._attempt(lambda at=cursor: self._redis.scan(at, match=pattern, count=SCAN_KEYS))
+            for key in keys:
+                yield key.decode()[len(prefix) :]
+            if not cursor:
+                return
 
     # --- ServingState ---------------------------------------------------------------------------
 
@@ -129,7 +150,7 @@ class RedisStore:
 
     def next_fence(self, scope: str, floor: int) -> int:
         """See `ServingState.next_fence`."""
-        return int(self._attempt(lambda: self._fence([self._key(f"fence:{scope}")], [floor])))
+        return int(self._attempt(lambda: self._redis.eval(FENCE, 1, self._key(f"fence:{scope}"), floor)))
 
     def sentinel(self, model_version: str) -> str | None:
         """See `ServingState.sentinel`."""
@@ -140,11 +161,11 @@ class RedisStore:
         self._attempt(lambda: self._redis.set(self._key(f"{model_version}:sentinel"), text))
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
-        """See `ServingState.put_blob`."""
-        return bool(self._attempt(lambda: self._blob([self._key(name)], [seq.text(), blob])))
+        """See `NamedBlobs.put_blob`."""
+        return bool(self._attempt(lambda: self._redis.eval(BLOB, 1, self._key(name), seq.text(), blob)))
 
     def get_blob(self, name: str) -> bytes | None:
-        """See `ServingState.get_blob`."""
+        """See `NamedBlobs.get_blob`."""
         raw = self._attempt(lambda: self._redis.get(self._key(name)))
         return None if raw is None else raw[SEQ_CHARS:]
 
@@ -161,22 +182,69 @@ class RedisStore:
         raw = self._attempt(lambda: self._redis.get(self._key(rest)))
         return None if raw is None else raw.decode()
 
+    def _calls(self, keys: int, make: Callable[[Any, slice, bool], Any]) -> Iterator[tuple[slice, Any]]:
+        """Make calls over parts of so many keys, some a round trip; each part with its answer.
+
+        `make` takes a pipeline, a part, and whether it is the first of its trip. What shares a call is decided
+        here alone: on Redis Cluster it will have to be keys of one slot.
+        """
+        size = self.settings.keys_per_call
+        parts = [slice(start, min(start + size, keys)) for start in range(0, keys, size)]
+        for start in range(0, len(parts), CALLS_PER_TRIP):
+            trip = parts[start : start + CALLS_PER_TRIP]
+
+            def travel(trip: list[slice] = trip) -> list[Any]:
+                pipe = self._redis.pipeline(transaction=False)
+                for part in trip:
+                    make(pipe, part, part is trip[0])
+                answers: list[Any] = pipe.execute(raise_on_error=False)  # it would put the script into the error
+                for answer in answers:
+                    if isinstance(answer, redis.RedisError):
+                        raise answer
+                return answers
+
+            yield from zip(trip, self._attempt(travel), strict=True)
+
     def _attempt(self, call: Callable[[], T]) -> T:
-        """Make an idempotent call, again if need be."""
+        """Make an idempotent call, again if need be. Raises StoreUnavailable, FreshetError."""
         wait_s = self.settings.retry_ms / 1e3
         for left in range(self.settings.attempts - 1, -1, -1):
             try:
                 return call()
-            except redis.AuthenticationError as e:
-                raise FreshetError(f"Redis at {self.settings.url} refuses the login: {e}; put it into the URL") from e
-            except _PASSING as e:
-                if not left:
-                    raise StoreUnavailable(
-                        f"Redis at {self.settings.url} does not take this ({e}): start it (`freshet redis` runs an "
-                        "embedded one), or name another with --redis"
-                    ) from e
+            except redis.RedisError as e:
+                error = self._explained(e)
+                if not left or not isinstance(error, StoreUnavailable):
+                    raise error from e
                 self._sleep(wait_s)
                 wait_s *= 2
-            except redis.RedisError as e:
-                raise FreshetError(f"Redis at {self.settings.url}: {e}") from e
         raise AssertionError("attempts is at least 1")
+
+    def _explained(self, e: redis.RedisError) -> FreshetError:
+        """The error to raise in its place: StoreUnavailable where it may pass."""
+        where, code = f"Redis at {self._shown}", _code(e)
+        if code in _PASSING_CODES:
+            return StoreUnavailable(f"{where} does not take this ({e}): {_PASSING_CODES[code]}")
+        if isinstance(e, redis.AuthenticationError) or code == "NOPERM":
+            return FreshetError(f"{where} refuses the login: {e}; put user and password into the URL")
+        if isinstance(e, _PASSING):
+            return StoreUnavailable(
+                f"{where} does not take this ({e}): start it (`freshet redis` runs an embedded one), or name another "
+                "with --redis"
+            )
+        if code == "WRONGTYPE":
+            return FreshetError(
+                f"{where} holds a key under {self.settings.namespace + ':'!r} that Freshet did not write ({e}): "
+                "choose another namespace"
+            )
+        return FreshetError(f"{where}: {e}")
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as it may be shown."""
+    url = re.sub(r"(://[^@/?]*:)[^@/?]*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+
+
+def _code(e: redis.RedisError) -> str:
+    """The first word of the server's answer; the client drops it from the text where it has a class for it."""
+    return str(getattr(e, "status_code", None) or str(e).split(" ")[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +23,7 @@ SEQ_CHARS = 2 * SEQ_DIGITS + 1
 SEQ_PLACE = 7
 """Where the text of `seq` begins in a value: map head, key (4 bytes), head of the text (2 bytes)."""
 
-_SEQ = re.compile(rf"(\d{{{SEQ_DIGITS}}})\.(\d{{{SEQ_DIGITS}}})")
+_SEQ = re.compile(rf"([0-9]{{{SEQ_DIGITS}}})\.([0-9]{{{SEQ_DIGITS}}})")
 
 
 class ValueCorrupt(FreshetError):
@@ -36,8 +37,8 @@ class Seq(NamedTuple):
     step: int
 
     def text(self) -> str:
-        """33 characters that compare as the numbers do."""
-        return f"{self.fence:016d}.{self.step:016d}"
+        """33 characters that compare as the numbers do. Raises ValueError for a number of over 16 digits."""
+        return _text(self)
 
     @staticmethod
     def parse(text: str) -> Seq:
@@ -48,10 +49,18 @@ class Seq(NamedTuple):
         return Seq(int(found[1]), int(found[2]))
 
 
-@dataclass(frozen=True)
+@lru_cache(maxsize=64)  # all values of a batch carry the same one
+def _text(seq: Seq) -> str:
+    if not all(0 <= number < 10**SEQ_DIGITS for number in seq):
+        raise ValueError(f"{seq} cannot be written: both numbers have to be from 0 to {SEQ_DIGITS} digits")
+    return f"{seq.fence:0{SEQ_DIGITS}d}.{seq.step:0{SEQ_DIGITS}d}"
+
+
+@dataclass(frozen=True, eq=False)
 class EmbeddingValue:
-    """A value, decoded: `vector` [dim] float32; times in ms; `src` the event that came last, if it is known;
-    `recent` (product, kind, timestamp), newest first."""
+    """A value, decoded: `vector` [dim] float32, read-only; `event_ts` (-1 none) and `written_ts` in ms since the
+    epoch; `src` (topic, partition, offset) of the event that came last, if it is known; `recent` (product, kind,
+    timestamp in ms), newest first."""
 
     seq: Seq
     vector: NDArray[np.float32]
@@ -83,23 +92,26 @@ def encode_value(
     v: bytes, dim: int, model: str, seq: Seq, event_ts: int, written_ts: int,
     src: tuple[str, int, int] | None, recent: Sequence[tuple[str, str, int]],
 ) -> bytes:  # fmt: skip
-    """The bytes of a value; `v` are `dim` little-endian float32."""
-    return _encoder.encode(_Raw(seq.text(), v, dim, model, event_ts, written_ts, src, recent))
+    """The bytes of a value; `v` are `dim` little-endian float32, `recent` is newest first."""
+    return _encoder.encode(_Raw(_text(seq), v, dim, model, event_ts, written_ts, src, recent))
 
 
 def decode_value(raw: bytes) -> EmbeddingValue:
     """The value of these bytes. Raises ValueCorrupt for anything that is not a whole, finite value."""
     try:
         found = _decoder.decode(raw)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ValueCorrupt(f"not an embedding value: {e}") from e
-    if len(found.v) != 4 * found.dim:
-        raise ValueCorrupt(f"v holds {len(found.v)} bytes, {found.dim} dimensions need {4 * found.dim}")
+    seq = Seq.parse(found.seq)
+    if seq_text(raw) != found.seq.encode():
+        raise ValueCorrupt("seq is not the first entry, where the guard in Redis reads it")
+    if found.dim < 1 or len(found.v) != 4 * found.dim:
+        raise ValueCorrupt(f"v holds {len(found.v)} bytes and dim is {found.dim}; v holds 4 bytes a dimension")
     vector = np.frombuffer(found.v, dtype="<f4").astype(np.float32, copy=False)
     if not np.isfinite(vector).all():
         raise ValueCorrupt("v holds a number that is not finite")
     return EmbeddingValue(
-        Seq.parse(found.seq), vector, found.model, found.event_ts, found.written_ts, found.src, list(found.recent)
+        seq, vector, found.model, found.event_ts, found.written_ts, found.src, list(found.recent)
     )
 
 

@@ -205,6 +205,7 @@ def worker(
     redis: RedisUrl = None,
 ) -> None:
     """Keep embeddings fresh: consume the topics, write to Redis and the item index, until SIGTERM."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: small batches lose by a second thread
     from freshet.stream.progress import Bars
     from freshet.stream.wiring import run_worker
 

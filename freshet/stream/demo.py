@@ -24,10 +24,17 @@ from freshet.stream.convert import convert
 from freshet.stream.eventlog import EventLog
 from freshet.stream.local import LocalSystem
 from freshet.stream.modelling import train_bundle
-from freshet.stream.producer import Producer
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace
-from freshet.stream.wiring import one_click, open_follower, open_reader, read_status, run_replay, run_verify
+from freshet.stream.wiring import (
+    one_click,
+    open_follower,
+    open_producer,
+    open_reader,
+    read_status,
+    run_replay,
+    run_verify,
+)
 
 SPLIT = "2017-12-01"
 """The model is trained, and the worker's history taken, before this date."""
@@ -83,7 +90,6 @@ class Demo:
         self.system.restart_worker()
         self.system.wait_live(LIVE_TIMEOUT_S)
         report = self._verify()
-        quality = card.get("test", card)
         return {
             "events": replayed["events"],
             "users": users,
@@ -94,8 +100,8 @@ class Demo:
             **moments,
             "parity_compared": report.users.compared + report.products.compared,
             "parity_max_abs_error": max(report.users.max_abs_error, report.products.max_abs_error),
-            "recall_at_20": _quality(quality, "towers"),
-            "recall_at_20_popularity": _quality(quality, "popularity"),
+            "recall_at_20": _quality(card, "towers"),
+            "recall_at_20_popularity": _quality(card, "popularity"),
         }
 
     def wait(self) -> None:
@@ -184,7 +190,7 @@ class Demo:
         like = self._some_product()
         follower = open_follower(self.settings, status["model_version"], status["dim"])
         try:
-            with Producer(self.settings.kafka.bootstrap) as producer:
+            with open_producer(self.settings) as producer:
                 start = time.perf_counter()
                 producer.product(
                     "demo-new-product", category=like.category, brand=like.brand, description=like.description
@@ -231,9 +237,10 @@ class Demo:
         self.console.print(f"[bold]{text}[/]", highlight=False)
 
 
-def _quality(evaluation: dict[str, Any], system: str) -> float | None:
-    found = evaluation.get(system, {}).get("novel")
-    return None if found is None else round(float(found), 4)
+def _quality(evaluation: dict[str, Any], system: str) -> float:
+    """Recall@20 of products new to the user, in the test window."""
+    recall = evaluation["test"]["recall"][system]["novel"]
+    return round(float(recall), 4)
 
 
 def _show(console: Console, summary: dict[str, Any]) -> None:

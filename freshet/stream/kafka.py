@@ -357,6 +357,13 @@ class RecordProducer:
         }
         self._producer = _made(ck.Producer, settings.client(properties))
 
+    def connect(self, timeout_s: float) -> None:
+        """Reach a broker now, and not when the first record is sent. Raises KafkaUnavailable."""
+        try:
+            self._producer.list_topics(timeout=timeout_s)
+        except ck.KafkaException as error:
+            raise _translated(error, self.settings, "connecting") from error
+
     def __len__(self) -> int:
         """Records whose fate is not known yet."""
         return len(self._producer)
@@ -479,17 +486,22 @@ class TopicAdmin:
             except ck.KafkaException as error:
                 if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._failed(error, f"creating topic {name}") from error
-        self._wait_for(created)
+        self._wait_until(lambda: None not in self.describe(created).values())
         return created
 
     def delete(self, topics: Sequence[str]) -> None:
-        """Delete topics with all their records. Raises UnknownTopic for one that does not exist."""
+        """Delete topics with all their records; returns once the broker shows them no more.
+
+        Raises UnknownTopic for one that does not exist. Not while an embedded broker's topic is being read: the
+        client library crashes on the answer it then gets.
+        """
         answers = self._admin.delete_topics(list(topics), request_timeout=self._timeout_s) if topics else {}
         for name, answer in answers.items():
             try:
                 answer.result()
             except ck.KafkaException as error:
                 raise self._failed(error, f"topic {name}") from error
+        self._wait_until(lambda: not any(self.describe(topics).values()))
 
     def delete_records(self, before: Mapping[TopicPartition, int]) -> None:
         """Delete the records before an offset of each partition, as retention does. Not on the embedded broker."""
@@ -518,9 +530,10 @@ class TopicAdmin:
                 found[name] = None
         return found
 
-    def _wait_for(self, topics: Sequence[str]) -> None:
+    def _wait_until(self, shown: Callable[[], bool]) -> None:
+        """A broker says that a change is made before all of it answers by it."""
         end = time.monotonic() + self._timeout_s
-        while None in self.describe(topics).values() and time.monotonic() < end:
+        while not shown() and time.monotonic() < end:
             time.sleep(0.02)
 
     def _failed(self, error: ck.KafkaException, doing: str) -> KafkaError:

@@ -92,6 +92,10 @@ class Producer:
         self._first_error: str | None = None
         self._producer = RecordProducer(settings)
 
+    def connect(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
+        """Reach a broker now, so that the first event does not wait for it. Raises KafkaUnavailable."""
+        self._producer.connect(timeout_s)
+
     # --- any event --------------------------------------------------------------------------------
 
     def send(self, event: Event, on_delivery: OnDelivery | None = None) -> None:

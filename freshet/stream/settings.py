@@ -17,6 +17,7 @@ from freshet.store.index_settings import IndexSettings
 from freshet.store.popular import PopularSettings
 from freshet.store.redis_settings import RedisSettings
 from freshet.stream.deadletter import DeadLetterLimits
+from freshet.stream.embedded import REDIS_BINARY
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.rejection import DecodeLimits
 from freshet.stream.sink import SinkSettings
@@ -56,7 +57,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     no field (a misspelt setting must not be silently ignored).
     """
     settings = Settings()
-    known = set()
+    known = {REDIS_BINARY}
     for section in fields(Settings):
         current = getattr(settings, section.name)
         changes, names = _changes(type(current), f"{PREFIX}_{section.name.upper()}_", environment)

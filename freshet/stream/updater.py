@@ -32,11 +32,13 @@ from freshet.stream.sink import Sink
 class RippleSettings:
     """How stale what an event touched only indirectly may get, and what working it off may cost."""
 
-    ripple_interval_ms: float = 200.0
-    """Least time between two waves; longer coalesces more and costs staleness."""
-    ripple_share: float = 0.5
-    """Of a busy worker's time, the share that ripples may take; an idle worker gives them all of it."""
-    ripple_chunk: int = 512
+    ripple_users_ms: float = 500.0
+    """Least time between two waves of users; longer coalesces more and costs staleness."""
+    ripple_items_ms: float = 2_000.0
+    """Least time between two waves of items. A new product does not wait for one."""
+    ripple_share: float = 0.3
+    """Of the worker's time, the share that ripples may take; they wait when it is used up."""
+    ripple_chunk: int = 128
     """Nodes recomputed at a time: bounds what a ripple adds to the latency of an event that arrives meanwhile."""
 
 
@@ -81,7 +83,8 @@ class Updater:
         self.ripples = Ripples(graph, towers.config)
         self.totals = Totals()
         self._monotonic = monotonic
-        self._last_wave = -np.inf
+        self._last_wave: dict[str, float] = {}
+        self._items_left = 0
 
     def step(self, records: Sequence[Record]) -> Decoded:
         """Bring everything that `records` touched directly up to date; returns what was decoded and rejected."""
@@ -119,10 +122,11 @@ class Updater:
         self._count(records, decoded, 0)
         return decoded
 
-    def go_live(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def go_live(self, progress: Callable[[str, int, int], None] | None = None, rebuild: bool = True) -> None:
         """Encode and write every user and product; from now on `step` keeps them up to date."""
-        with self._stage("rebuild"):
-            self.towers.rebuild()
+        if rebuild:
+            with self._stage("rebuild"):
+                self.towers.rebuild()
         users = np.arange(len(self.graph.users), dtype=np.int32)
         products = np.arange(len(self.graph.products), dtype=np.int32)
         for done in range(0, users.shape[0], WRITE_CHUNK):
@@ -135,62 +139,76 @@ class Updater:
                 progress("products", min(done + WRITE_CHUNK, products.shape[0]), products.shape[0])
 
     def ripple(self, budget_ms: float) -> bool:
-        """Work off ripples for about `budget_ms`; returns whether any are left."""
-        ripples, chunk = self.ripples, self.settings.ripple_chunk
+        """Work off ripples for about `budget_ms`; returns whether any are left to be worked off now."""
         end = self._monotonic() + budget_ms / 1e3
-        while True:
-            if not ripples.due and not self._start_wave():
-                return bool(ripples.sources)
-            if len(ripples.due_inner_products) or len(ripples.due_inner_users):
-                with self._stage("ripple first layer"):
-                    users, products = ripples.due_inner_users.take(chunk), ripples.due_inner_products.take(chunk)
-                    self.towers.refresh_inner(users, products)
-                    ripples.note_inner(users, products, self._monotonic() * 1e3)
-            elif len(ripples.due_users):
-                with self._stage("ripple users"):
-                    users = ripples.due_users.take(chunk)
-                    self._write_users(users)
-                    self.totals.users_rippled += users.shape[0]
-            else:
-                with self._stage("ripple products"):
-                    self._write_products(ripples.due_products.take(chunk))
+        while self._ripple_once():
             if self._monotonic() >= end:
-                return bool(ripples.sources or ripples.due)
+                return True
+        return False
+
+    def _ripple_once(self) -> bool:
+        """One chunk of the most urgent ripple; false when nothing is due yet."""
+        ripples, chunk = self.ripples, self.settings.ripple_chunk
+        if len(ripples.due_inner_products) or len(ripples.due_inner_users):
+            with self._stage("ripple first layer"):
+                users, products = ripples.due_inner_users.take(chunk), ripples.due_inner_products.take(chunk)
+                self.towers.refresh_inner(users, products)
+                ripples.note_inner(users, products, self._monotonic() * 1e3)
+        elif len(ripples.user.due):
+            with self._stage("ripple users"):
+                users = ripples.user.due.take(chunk)
+                self._write_users(users)
+                self.totals.users_rippled += users.shape[0]
+            if not len(ripples.user.due):
+                ripples.user.finish()
+        elif ripples.user_sources and self._due("users", self.settings.ripple_users_ms):
+            with self._stage("ripple expand"):
+                ripples.expand_users()
+            if not len(ripples.user.due):
+                ripples.user.finish()
+        elif self._items_left:
+            with self._stage("ripple products"):
+                self._items_left = max(0, self._items_left - chunk)
+                self._write_products(ripples.item.due.take(chunk))
+            if not self._items_left:
+                ripples.item.finish()
+        elif (ripples.item.sources or len(ripples.item.due)) and self._due("items", self.settings.ripple_items_ms):
+            with self._stage("ripple expand"):
+                ripples.expand_items()
+                self._items_left = len(ripples.item.due)
+            if not self._items_left:
+                ripples.item.finish()
+        else:
+            return False
+        return True
+
+    def _due(self, wave: str, interval_ms: float) -> bool:
+        """Whether the next wave of a kind may start now; if so, it is taken to start."""
+        now = self._monotonic()
+        if (now - self._last_wave.get(wave, -np.inf)) * 1e3 < interval_ms:
+            return False
+        self._last_wave[wave] = now
+        self.totals.waves += 1
+        return True
 
     def drain(self, progress: Callable[[int], None] | None = None) -> None:
         """Work off every ripple; afterwards every embedding is exact."""
-        while self.ripples.sources or self.ripples.due:
-            self._last_wave = -np.inf
+        while self.ripples.waiting:
+            self._last_wave.clear()
             self.ripple(100.0)
             if progress:
-                progress(self.ripples.due)
+                progress(self.ripples.waiting)
 
     def staleness_ms(self) -> float:
         """Age of the oldest change that some embedding does not show yet; 0 when all are exact."""
         since = self.ripples.since_ms
         return 0.0 if since is None else self._monotonic() * 1e3 - since
 
-    def mark_all(self) -> None:
-        """Every embedding has to be written again (the store has lost its data); `ripple` does it."""
-        self.ripples.reserve()
-        self.ripples.due_users.add(np.arange(len(self.graph.users), dtype=np.int32))
-        self.ripples.due_products.add(np.arange(len(self.graph.products), dtype=np.int32))
-        if self.ripples.wave_since_ms is None:
-            self.ripples.wave_since_ms = self._monotonic() * 1e3
+    def rewrite(self) -> None:
+        """Write every embedding again, at once: the store has lost its data."""
+        self.go_live(rebuild=False)
 
     # --- parts ----------------------------------------------------------------------------------
-
-    def _start_wave(self) -> bool:
-        self.ripples.settle()
-        now = self._monotonic()
-        if not self.ripples.sources or (now - self._last_wave) * 1e3 < self.settings.ripple_interval_ms:
-            return False
-        with self._stage("ripple expand"):
-            self.ripples.expand()
-        self._last_wave = now
-        self.totals.waves += 1
-        self.ripples.settle()
-        return bool(self.ripples.due)
 
     def _write_users(self, users: I32) -> None:
         named = np.array([n is not None for n in self.graph.users.names(users)], dtype=np.bool_)

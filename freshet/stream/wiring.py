@@ -21,6 +21,7 @@ from freshet.stream.follower import IndexFollower
 from freshet.stream.kafka import KafkaUnavailable, PartitionConsumer, RecordProducer, TopicAdmin
 from freshet.stream.modelling import day_ms
 from freshet.stream.placement import Placement
+from freshet.stream.producer import Producer
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace, Replayed
 from freshet.stream.replay import replay as publish
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from freshet.store.redis_store import RedisStore
     from freshet.stream.verify import Report
 
+SETTLE_S = 0.3
+"""After connecting, librdkafka still fetches its producer id; an event sent meanwhile would wait for it."""
 START_WAIT_S_MAX = 10.0
 """Longest pause between two attempts to reach a server at start."""
 
@@ -187,15 +190,21 @@ def open_reader(settings: Settings) -> Iterator[Reader]:
         follower.close()
 
 
+def open_producer(settings: Settings) -> Producer:
+    """A producer of events that is connected and settled: its first event goes out at once."""
+    producer = Producer(settings.kafka.bootstrap, topics=settings.topics, kafka=settings.kafka)
+    producer.connect()
+    time.sleep(SETTLE_S)
+    return producer
+
+
 def one_click(settings: Settings, user: str, product: str, timeout_s: float = 10.0) -> dict[str, Any]:
     """Publish a view and wait until the user's embedding shows it; milliseconds from send to readable."""
     from freshet.store.value import decode_value
-    from freshet.stream.producer import Producer
-
     store = open_store(settings)
     version = read_status(settings)["model_version"]
     before = store.get(version, [user])[0]
-    with Producer(settings.kafka.bootstrap) as producer:
+    with open_producer(settings) as producer:
         start = time.perf_counter()
         producer.view(user, product)
         producer.flush(timeout_s)

@@ -22,7 +22,7 @@ from freshet.store.graph import GraphStore
 from freshet.store.popular import PopularSettings, popular
 from freshet.stream.deadletter import to_deadletter
 from freshet.stream.decode import Decoded
-from freshet.stream.kafka import PartitionConsumer, RecordProducer
+from freshet.stream.kafka import KafkaError, PartitionConsumer, RecordProducer
 from freshet.stream.placement import Placement
 from freshet.stream.records import Record
 from freshet.stream.sink import Sink, Stopped
@@ -43,8 +43,8 @@ class WorkerSettings:
     status_interval_ms: float = 500.0
     sentinel_interval_ms: float = 1_000.0
     """How often the worker asks whether Redis still has its data."""
-    idle_ripple_ms: float = 4.0
-    """Ripple work between two polls when no records come."""
+    ripple_turn_ms: float = 3.0
+    """Ripple work between two polls, at most (and one chunk at least)."""
     flush_timeout_s: float = 30.0
 
 
@@ -120,6 +120,8 @@ class Worker:
         self._wall = wall
         self._monotonic = monotonic
         self._popular_tick = -1
+        self._ripple_at = 0.0
+        self._failures_seen = producer.failures
         self._next: dict[str, float] = {}
         self._committed: dict[TopicPartition, int] = {}
 
@@ -177,19 +179,13 @@ class Worker:
 
     def turn(self) -> int:
         """One turn of the loop: poll, step, ripple, and whatever is due; returns how many records came."""
-        busy = bool(self.updater.ripples.due)
-        timeout_s = 0.0 if busy else self.settings.poll_timeout_ms / 1e3
-        polled = self.consumer.poll(self.settings.poll_records_max, timeout_s)
-        budget_ms = self.settings.idle_ripple_ms
+        polled = self.consumer.poll(self.settings.poll_records_max, self.settings.poll_timeout_ms / 1e3)
         if polled:
-            start = self._monotonic()
             records = self._accept(polled)
             self._dead_letter(self.updater.step(records))
             ages = self._wall() * 1e3 - np.array([r.timestamp_ms for r in polled], dtype=np.float64)
             self.freshness.add(ages)
-            share = self.updater.settings.ripple_share
-            budget_ms = max(1.0, (self._monotonic() - start) * 1e3 * share / (1 - share))
-        self.updater.ripple(budget_ms)
+        self._ripple()
         self.producer.poll()
         self._maybe("commit", self.settings.commit_interval_ms, self.commit)
         self._maybe("popular", self.settings.status_interval_ms, self.publish_popular)
@@ -197,23 +193,31 @@ class Worker:
         self._maybe("status", self.settings.status_interval_ms, self.publish_status)
         return len(polled)
 
+    def _ripple(self) -> None:
+        """Work off ripples for a moment, then leave them alone until they have had no more than their share."""
+        start = self._monotonic()
+        if start < self._ripple_at:
+            return
+        self.updater.ripple(self.settings.ripple_turn_ms)
+        end = self._monotonic()
+        share = self.updater.settings.ripple_share
+        self._ripple_at = end + (end - start) * (1 - share) / share
+
     def commit(self) -> None:
         """Flush what the steps so far sent, then commit their offsets."""
         if self.positions == self._committed:
             return
-        self._flush()
-        self.consumer.commit(self.positions)
-        self._committed = dict(self.positions)
+        if self._flush():
+            self.consumer.commit(self.positions)
+            self._committed = dict(self.positions)
 
     def check_sentinel(self) -> None:
         """Redis lost its data: write all of it again, then point readers to it."""
         if self.sink.insist(lambda: self.serving.sentinel(self.sink.model_version)) is not None:
             return
         self.state = "rewriting"
-        self.updater.mark_all()
         self._popular_tick = -1
-        while self.updater.ripple(100.0) and self.updater.ripples.due_users:
-            self.publish_status()
+        self.updater.rewrite()
         self.publish_popular()
         version = self.sink.model_version
         self.sink.insist(lambda: self.serving.set_sentinel(version, str(self.sink.fence)))
@@ -262,7 +266,7 @@ class Worker:
             "users_rippled": totals.users_rippled,
             "products_written": totals.products_written,
             "ripple_waves": totals.waves,
-            "ripples_waiting": self.updater.ripples.sources + self.updater.ripples.due,
+            "ripples_waiting": self.updater.ripples.waiting,
             "ripple_staleness_ms": round(self.updater.staleness_ms(), 1),
             "freshness_ms": self.freshness.percentiles(),
             "seconds": {k: round(v, 3) for k, v in totals.seconds.items()},
@@ -292,8 +296,15 @@ class Worker:
         if record.offset >= self._committed.get((record.topic, record.partition), 0) or self.state == "live":
             self.producer.send(to_deadletter(record, rejection, self.deadletter_topic))
 
-    def _flush(self) -> None:
-        self.producer.flush(self.settings.flush_timeout_s)
+    def _flush(self) -> bool:
+        """Whether everything sent so far has been acknowledged."""
+        left = self.producer.flush(self.settings.flush_timeout_s)
+        if self.producer.failures > self._failures_seen:
+            raise KafkaError(
+                f"{self.producer.failures} records (dead letters or product embeddings) could not be delivered: "
+                f"{self.producer.last_failure}. Their offsets are not committed; start the worker again"
+            )
+        return left == 0
 
     def _maybe(self, name: str, interval_ms: float, act: Callable[[], None]) -> None:
         now = self._monotonic()

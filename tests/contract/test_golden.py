@@ -76,7 +76,9 @@ def test_every_kind_is_covered_in_both_encodings_and_both_outcomes() -> None:
 
 
 def test_every_reason_has_a_golden_record() -> None:
-    assert {c["reason"] for c in CASES if c["outcome"] == "rejected"} == {reason.value for reason in Reason if reason is not Reason.WRONG_PARTITION}
+    assert {c["reason"] for c in CASES if c["outcome"] == "rejected"} == {
+        reason.value for reason in Reason if reason is not Reason.WRONG_PARTITION
+    }
 
 
 CONTRACTS = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text()
@@ -84,9 +86,7 @@ CONTRACTS = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text()
 
 def test_the_contract_for_people_names_every_reason_field_limit_and_type() -> None:
     limits = dataclasses.fields(DecodeLimits) + dataclasses.fields(DeadLetterLimits)
-    wanted = (
-        {reason.value for reason in Reason} | {limit.name for limit in limits} | set(EVENT_TYPE_OF.values())
-    )
+    wanted = {reason.value for reason in Reason} | {limit.name for limit in limits} | set(EVENT_TYPE_OF.values())
     for struct in STRUCT_OF.values():
         wanted |= set(struct.__struct_fields__)
     wanted |= {f"items[].{name}" for item in (Line, SessionItem) for name in item.__struct_fields__}

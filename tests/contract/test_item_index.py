@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
-from freshet.store import index_snapshot
 from freshet.store.faiss_index import FaissFlatIndex, FaissHnswIndex, make_index, open_index
 from freshet.store.index import IndexCorrupt, InvalidVectors, ItemIndex, MemoryItemIndex
 from freshet.store.index_settings import IndexSettings
@@ -267,8 +266,8 @@ def test_any_sequence_gives_what_the_oracle_gives(
     assert sorted(index.ids()) == sorted(oracle.ids())
     assert len(index) == len(oracle)
     all_ids = [f"p{i}" for i in range(13)]
-    for found, wanted in zip(index.get(all_ids), oracle.get(all_ids)):
-        np.testing.assert_array_equal(found, wanted)
+    for part, expected in zip(index.get(all_ids), oracle.get(all_ids)):
+        np.testing.assert_array_equal(part, expected)
     q = np.array([query], dtype=np.float32)
     found, wanted = index.search(q, k), oracle.search(q, k)
     np.testing.assert_array_equal(found.scores[0], wanted.scores[0])  # whole numbers: sums are exact
@@ -363,8 +362,8 @@ def test_a_crash_at_any_step_of_a_snapshot_leaves_the_former_one(
 
         return call
 
-    monkeypatch.setattr(index_snapshot.os, "fsync", wrap(os.fsync))
-    monkeypatch.setattr(index_snapshot.os, "replace", wrap(os.replace))
+    monkeypatch.setattr(os, "fsync", wrap(os.fsync))
+    monkeypatch.setattr(os, "replace", wrap(os.replace))
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
     with contextlib.suppress(OSError):
         newer.snapshot(tmp_path, "v2")
@@ -373,6 +372,22 @@ def test_a_crash_at_any_step_of_a_snapshot_leaves_the_former_one(
     version = again.load(tmp_path)
     assert same(again, {"v1": former, "v2": newer}[version])
     assert version == ("v1" if after < 5 else "v2")
+
+
+def test_a_full_disk_leaves_the_former_snapshot_and_no_rubbish(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(make, 1).snapshot(tmp_path, "v1")
+    before = sorted(tmp_path.iterdir())
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "fsync", full)
+        filled(make, 2).snapshot(tmp_path, "v2")
+    assert sorted(tmp_path.iterdir()) == before
+    assert make(DIM).load(tmp_path) == "v1"
 
 
 def data_files(path: Path) -> dict[str, Path]:

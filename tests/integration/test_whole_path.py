@@ -17,7 +17,7 @@ from freshet.stream.convert import convert
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis, free_port
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind, Line, Product, Profile, Purchase, View
-from freshet.stream.kafka import RecordProducer
+from freshet.stream.kafka import RecordProducer, TopicAdmin
 from freshet.stream.local import LocalSystem
 from freshet.stream.records import Outgoing
 from freshet.stream.replay import Pace, replay
@@ -227,7 +227,9 @@ def test_a_forgotten_user_and_a_withdrawn_product_are_gone(system: LocalSystem, 
     follower.close()
 
 
-def test_redis_that_lost_everything_is_filled_again(broker: str, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]) -> None:  # fmt: skip
+def test_redis_that_lost_everything_is_filled_again(
+    broker: str, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]
+) -> None:
     port = free_port()
     redis = EmbeddedRedis(port=port).start()
     settings = Settings(topics=fresh_topics(2))
@@ -269,7 +271,9 @@ def test_the_older_of_two_workers_is_fenced(system: LocalSystem, bundle: Path, t
             older.kill()
 
 
-def test_topics_that_do_not_fit_are_refused_by_name(broker: str, valkey: str, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]) -> None:  # fmt: skip
+def test_topics_that_do_not_fit_are_refused_by_name(
+    broker: str, valkey: str, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]
+) -> None:
     settings = Settings(topics=fresh_topics(2))
     with LocalSystem(tmp_path / "run", settings, broker, valkey) as system:
         system.settings = Settings(
@@ -282,6 +286,16 @@ def test_topics_that_do_not_fit_are_refused_by_name(broker: str, valkey: str, bu
             system.wait_live()
 
 
+def said(system: LocalSystem, text: str, timeout_s: float = 40.0) -> None:
+    """Wait until the worker, still running, has printed this."""
+    deadline = time.monotonic() + timeout_s
+    while text not in system.worker_log.read_text():
+        assert system.worker is not None
+        assert system.worker.poll() is None
+        assert time.monotonic() < deadline, f"the worker never said {text!r}"
+        time.sleep(0.1)
+
+
 def test_servers_that_come_up_later_are_waited_for(bundle: Path, tmp_path: Path) -> None:
     kafka_port, redis_port = free_port(), free_port()
     settings = Settings()
@@ -290,17 +304,10 @@ def test_servers_that_come_up_later_are_waited_for(bundle: Path, tmp_path: Path)
         system.__enter__()
     try:
         system.start_worker(bundle)
-        time.sleep(4.0)
-        assert system.worker is not None
-        assert system.worker.poll() is None
-        assert "waiting for Kafka" in system.worker_log.read_text()
+        said(system, "waiting for Kafka")
         with EmbeddedBroker(port=kafka_port) as server:
-            from freshet.stream.kafka import TopicAdmin
-
             topics.create(TopicAdmin(system.settings.kafka), system.settings.topics)
-            deadline = time.monotonic() + 30
-            while "waiting for Redis" not in system.worker_log.read_text() and time.monotonic() < deadline:
-                time.sleep(0.2)
+            said(system, "waiting for Redis")
             with EmbeddedRedis(port=redis_port):
                 system.wait_live(60.0)
                 publish(system, some_events())

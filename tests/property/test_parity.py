@@ -90,19 +90,17 @@ class Live:
 
     def drain(self) -> None:
         r = self.ripples
-        while r.sources or r.due:
-            r.expand()
-            while r.due:
-                users, products = r.due_inner_users.take(), r.due_inner_products.take()
-                self.towers.refresh_inner(users, products)
-                r.note_inner(users, products, 0.0)
-                if r.sources:
-                    r.expand()
-                if len(r.due_inner_users) or len(r.due_inner_products):
-                    continue
-                self.write_users(r.due_users.take())
-                self.write_products(r.due_products.take())
-            r.settle()
+        while r.waiting:
+            r.expand_users()
+            users, products = r.due_inner_users.take(), r.due_inner_products.take()
+            self.towers.refresh_inner(users, products)
+            r.note_inner(users, products, 0.0)
+            self.write_users(r.user.due.take())
+            r.user.finish()
+            r.expand_items()
+            self.write_products(r.item.due.take())
+            r.item.finish()
+        assert r.since_ms is None
 
 
 def close(live: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> None:

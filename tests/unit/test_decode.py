@@ -134,9 +134,11 @@ def test_the_key_of_content_depends_on_the_content_alone() -> None:
     a, later, other = decode_events(products).products.key.tolist()
     assert a == later != other
     as_json, packed = (
-        decode([record(products[0], value=encode(products[0], kind), headers=(("content-type", kind.encode()),))], KINDS)
+        decode(
+            [record(products[0], value=encode(products[0], kind), headers=(("content-type", kind.encode()),))], KINDS
+        )
         for kind in ("application/json", "application/msgpack")
-    )  # fmt: skip
+    )
     assert as_json.columns.products.key.tolist() == packed.columns.products.key.tolist() == [a]
 
 
@@ -185,7 +187,7 @@ def test_of_two_faults_the_first_is_named() -> None:
 
 
 def test_an_unknown_topic_and_a_log_without_time_are_errors_that_say_so() -> None:
-    with pytest.raises(FreshetError, match="'elsewhere'.*view"):
+    with pytest.raises(FreshetError, match=r"'elsewhere'.*view"):
         decode([record(View("e", "u", "p", T), topic="elsewhere")], KINDS)
     with pytest.raises(FreshetError, match=r"product 'p' has no timestamp"):
         decode_events([Product("p")])

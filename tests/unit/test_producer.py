@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -185,3 +187,14 @@ def test_missing_topics_are_named_and_not_made(
 def test_no_broker_is_said_at_once() -> None:
     with pytest.raises(KafkaUnavailable, match="--bootstrap"):
         Producer(f"127.0.0.1:{free_port()}", kafka=KafkaSettings(request_timeout_ms=300))
+
+
+def test_the_example_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "producers.md").read_text()
+    example = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from freshet import" in b)
+    with EmbeddedBroker() as broker:
+        topics = TopicSettings()
+        create(TopicAdmin(KafkaSettings(broker.bootstrap)), topics)
+        exec(example.replace("127.0.0.1:9092", broker.bootstrap), {})
+        events = decoded(arrived(broker.bootstrap, topics), topics)
+    assert sorted(type(e).__name__ for e in events) == ["Product", "Profile", "Purchase", "Purchase", "View"]

@@ -1,0 +1,456 @@
+"""What every place for embeddings has to do: Valkey, redis-server, and the twin in memory."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from freshet.errors import FreshetError
+from freshet.store import redis_store
+from freshet.store.embeddings import EmbeddingStore, ServingState, StoreUnavailable
+from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.store.redis_settings import RedisSettings
+from freshet.store.redis_store import RedisStore, without_password
+from freshet.store.value import Seq, decode_value, encode_value
+from freshet.stream.embedded import EmbeddedRedis
+from tests.conftest import lacking
+
+DIM = 4
+ODD_IDS = ["", "a:user:b", "ø 日本 \U0001f600", "*", "[ab]?", "line\nbreak\r\n\0", "x" * 256]
+
+
+def value(fence: int, step: int, mark: int = 0) -> bytes:
+    """A value with this seq; `mark` tells values of one seq apart."""
+    vector = np.full(DIM, mark, dtype="<f4").tobytes()
+    return encode_value(vector, DIM, "v1", Seq(fence, step), -1, 0, ("views", 3, 17), [("p", "view", 1)])
+
+
+@dataclass
+class Stores:
+    """The two roles of one implementation."""
+
+    users: EmbeddingStore
+    serving: ServingState
+
+
+@pytest.fixture(
+    params=["memory", "valkey", pytest.param("redis_server", marks=pytest.mark.integration)],
+)
+def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
+    if request.param == "memory":
+        yield Stores(MemoryEmbeddingStore(), MemoryServingState())
+        return
+    # Few keys a call and an odd number, so that every test of more crosses calls.
+    store = RedisStore(RedisSettings(url=request.getfixturevalue(request.param), keys_per_call=3))
+    yield Stores(store, store)
+    store.close()
+
+
+# --- users --------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read(stores: Stores) -> None:
+    users = [f"u{i}" for i in range(20)]
+    values = [value(1, 1, i) for i in range(20)]
+    assert stores.users.get("v1", users) == [None] * 20
+    stale = stores.users.upsert("v1", users, values)
+    assert (stale.dtype, stale.tolist()) == (np.bool_, [False] * 20)
+    assert stores.users.get("v1", ["u7", "nobody", "u0", "u7"]) == [values[7], None, values[0], values[7]]
+    assert stores.users.get("v1", users) == values
+    assert sorted(stores.users.user_ids("v1")) == sorted(users)
+
+
+def test_nothing_is_allowed_everywhere(stores: Stores) -> None:
+    assert stores.users.upsert("v1", [], []).shape == (0,)
+    assert stores.users.get("v1", []) == []
+    stores.users.delete("v1", [])
+    assert list(stores.users.user_ids("v1")) == []
+
+
+def test_one_value_a_user(stores: Stores) -> None:
+    with pytest.raises(ValueError, match="2 users came with 1 values"):
+        stores.users.upsert("v1", ["a", "b"], [value(1, 1)])
+    assert stores.users.get("v1", ["a", "b"]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "stays", "refused"),
+    [
+        ((1, 1), (1, 2), "new", False),
+        ((1, 9), (1, 10), "new", False),
+        ((9, 9), (10, 0), "new", False),
+        ((1_700_000_000_000, 5), (1_700_000_000_001, 1), "new", False),
+        ((1, 2), (1, 2), "held", False),
+        ((1, 2), (1, 1), "held", True),
+        ((1, 10), (1, 9), "held", True),
+        ((2, 0), (1, 10**15), "held", True),
+    ],
+)
+def test_a_write_counts_iff_its_seq_is_greater(
+    stores: Stores, held: tuple[int, int], new: tuple[int, int], stays: str, refused: bool
+) -> None:
+    values = {"held": value(*held, mark=1), "new": value(*new, mark=2)}
+    stores.users.upsert("v1", ["a"], [values["held"]])
+    assert stores.users.upsert("v1", ["a"], [values["new"]]).tolist() == [refused]
+    assert stores.users.get("v1", ["a"]) == [values[stays]]
+
+
+def test_refusals_are_told_user_by_user(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "CALLS_PER_TRIP", 2)
+    users = [f"u{i}" for i in range(25)]  # nine calls in five trips
+    ahead = users[::4]
+    stores.users.upsert("v1", ahead, [value(2, 1)] * len(ahead))
+    stale = stores.users.upsert("v1", users, [value(1, 7)] * 25)
+    assert [u for u, refused in zip(users, stale, strict=True) if refused] == ahead
+    found = stores.users.get("v1", users)
+    assert [u for u, raw in zip(users, found, strict=True) if raw == value(2, 1)] == ahead
+    assert found.count(value(1, 7)) == 25 - len(ahead)
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_a_user_given_twice_the_greater_seq_stays(stores: Stores, order: tuple[int, int]) -> None:
+    stale = stores.users.upsert("v1", ["a", "b", "a"], [value(1, order[0]), value(1, 1), value(1, order[1])])
+    assert stale.tolist() == [False, False, order[1] < order[0]]
+    assert stores.users.get("v1", ["a"]) == [value(1, 2)]
+
+
+def test_versions_do_not_touch_each_other(stores: Stores) -> None:
+    for version, step in (("v1", 5), ("v2", 1), ("v[12]*", 3)):
+        assert not stores.users.upsert(version, ["a", version], [value(1, step)] * 2).any()
+    stores.users.delete("v2", ["a"])
+    assert stores.users.get("v1", ["a"]) == [value(1, 5)]
+    assert sorted(stores.users.user_ids("v1")) == ["a", "v1"]
+    assert sorted(stores.users.user_ids("v2")) == ["v2"]
+    assert sorted(stores.users.user_ids("v[12]*")) == ["a", "v[12]*"]
+    assert list(stores.users.user_ids("v")) == []
+
+
+def test_ids_may_be_any_text(stores: Stores) -> None:
+    values = [value(1, 1, i) for i in range(len(ODD_IDS))]
+    stores.users.upsert("v1", ODD_IDS, values)
+    assert stores.users.get("v1", ODD_IDS) == values
+    assert sorted(stores.users.user_ids("v1")) == sorted(ODD_IDS)
+    stores.users.delete("v1", ODD_IDS[:3])
+    assert sorted(stores.users.user_ids("v1")) == sorted(ODD_IDS[3:])
+
+
+def test_of_a_deleted_user_nothing_stays(stores: Stores) -> None:
+    users = [f"u{i}" for i in range(10)]
+    stores.users.upsert("v1", users, [value(5, 5)] * 10)
+    stores.users.delete("v1", [*users[:8], "nobody", users[0]])
+    assert stores.users.get("v1", users) == [None] * 8 + [value(5, 5)] * 2
+    assert sorted(stores.users.user_ids("v1")) == users[8:]
+    assert not stores.users.upsert("v1", users[:1], [value(1, 1)]).any()
+
+
+# --- what is not a user's -----------------------------------------------------------------------
+
+
+def test_the_version_to_use(stores: Stores) -> None:
+    assert stores.serving.current() is None
+    for version in ("v1", "v2", "v1"):
+        stores.serving.set_current(version)
+        assert stores.serving.current() == version
+
+
+def test_a_fence_is_greater_than_all_before_it_and_than_its_floor(stores: Stores) -> None:
+    fences = [stores.serving.next_fence("worker", floor) for floor in (0, 0, 100, 100, 5, 1_700_000_000_000, 0)]
+    assert fences == [1, 2, 101, 102, 103, 1_700_000_000_001, 1_700_000_000_002]
+    assert stores.serving.next_fence("another", 0) == 1
+
+
+def test_the_sentinel_of_a_version(stores: Stores) -> None:
+    assert stores.serving.sentinel("v1") is None
+    stores.serving.set_sentinel("v1", "17")
+    assert stores.serving.sentinel("v1") == "17"
+    assert stores.serving.sentinel("v2") is None
+
+
+def test_blobs_follow_the_same_rule(stores: Stores) -> None:
+    put, get = stores.serving.put_blob, stores.serving.get_blob
+    assert get("v1:popular") is None
+    assert put("v1:popular", Seq(1, 5), b"\x00first\xff")
+    assert get("v1:popular") == b"\x00first\xff"
+    assert put("v1:popular", Seq(1, 5), b"again")  # the same write, repeated
+    assert not put("v1:popular", Seq(1, 4), b"older")
+    assert not put("v1:popular", Seq(0, 10**15), b"replaced worker")
+    assert get("v1:popular") == b"\x00first\xff"
+    assert put("v1:popular", Seq(2, 0), b"")
+    assert get("v1:popular") == b""
+    assert get("v2:popular") is None
+
+
+# --- Redis alone --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["valkey", pytest.param("redis-server", marks=pytest.mark.integration)])
+def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+    """A server of this test alone, to be stopped, filled up and locked."""
+    binary = None
+    if request.param == "redis-server":
+        import shutil
+
+        program = shutil.which("redis-server")
+        if program is None:
+            lacking("redis-server is not on the PATH: install the package redis-server of the distribution")
+        binary = Path(program)
+    with EmbeddedRedis(binary=binary) as server:
+        yield server
+
+
+Opener = Callable[..., RedisStore]
+
+
+@pytest.fixture
+def pauses() -> list[float]:
+    """The pauses that stores made between tries, in seconds."""
+    return []
+
+
+@pytest.fixture
+def opened(pauses: list[float]) -> Iterator[Opener]:
+    """Opens stores that count their pauses instead of making them."""
+    made: list[RedisStore] = []
+
+    def open_store(url: str, sleep: Callable[[float], None] | None = None, **settings: object) -> RedisStore:
+        chosen = replace(RedisSettings(url=url, retry_ms=10), **settings)  # type: ignore[arg-type]
+        made.append(RedisStore(chosen, sleep or pauses.append))
+        return made[-1]
+
+    yield open_store
+    for store in made:
+        store.close()
+
+
+def test_the_keys_and_bytes_are_those_of_the_contract(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    store.upsert("v1", ["ann"], [value(7, 8, 3)])
+    store.set_current("v1")
+    store.put_blob("v1:popular", Seq(7, 9), b"blob")
+    store.set_sentinel("v1", "7")
+    store.next_fence("worker", 0)
+    with redis.Redis.from_url(redis_url) as client:
+        assert sorted(client.keys("*")) == [  # type: ignore[arg-type]
+            b"freshet:current", b"freshet:fence:worker", b"freshet:v1:popular", b"freshet:v1:sentinel",
+            b"freshet:v1:user:ann",
+        ]  # fmt: skip
+        assert client.get("freshet:v1:user:ann") == value(7, 8, 3)
+        assert client.get("freshet:v1:popular") == b"0000000000000007.0000000000000009blob"
+        assert client.ttl("freshet:v1:user:ann") == -1
+        other = opened(redis_url, namespace="other")
+        assert other.current() is None
+        assert list(other.user_ids("v1")) == []
+        store.delete("v1", ["ann"])
+        assert not client.keys("*ann*")
+
+
+def test_values_expire_where_that_is_set(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url, ttl_s=500)
+    store.upsert("v1", ["ann"], [value(1, 1)])
+    with redis.Redis.from_url(redis_url) as client:
+        assert 400 < client.ttl("freshet:v1:user:ann") <= 500  # type: ignore[operator]
+        client.expire("freshet:v1:user:ann", 100)
+        store.upsert("v1", ["ann"], [value(1, 2)])
+        assert client.ttl("freshet:v1:user:ann") > 400  # type: ignore[operator]
+
+
+def test_writers_that_race_leave_the_greatest_seq(redis_url: str, opened: Opener) -> None:
+    users = [f"u{i}" for i in range(50)]
+    writers = 4
+    errors: list[BaseException] = []
+    shared = opened(redis_url, keys_per_call=8)
+
+    def write(fence: int) -> None:
+        chance = random.Random(fence)
+        store = shared if fence % 2 else opened(redis_url, keys_per_call=8)
+        steps = list(range(1, 21))
+        chance.shuffle(steps)
+        try:
+            for step in steps:
+                some = chance.sample(users, 30)
+                store.upsert("v1", some, [value(fence, step)] * 30)
+            store.upsert("v1", users, [value(fence, 21)] * 50)
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=write, args=(fence,)) for fence in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert {decode_value(raw or b"").seq for raw in shared.get("v1", users)} == {Seq(writers - 1, 21)}
+
+
+def test_racing_fences_are_all_different(redis_url: str, opened: Opener) -> None:
+    taken: list[int] = []
+    threads = [
+        threading.Thread(target=lambda s=opened(redis_url): taken.extend(s.next_fence("w", 50) for _ in range(25)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(51, 151))
+
+
+def test_a_server_that_forgot_the_script_is_told_it_again(own: EmbeddedRedis, opened: Opener) -> None:
+    store = opened(own.url, keys_per_call=2)
+    users = [f"u{i}" for i in range(9)]
+    store.upsert("v1", users, [value(1, 1)] * 9)
+    assert own.ask("SCRIPT FLUSH") == b"+OK"
+    store.upsert("v1", users, [value(1, 2)] * 9)
+    assert store.get("v1", users) == [value(1, 2)] * 9
+
+
+def test_a_server_that_is_away_is_waited_for_and_then_named(
+    own: EmbeddedRedis, opened: Opener, pauses: list[float]
+) -> None:
+    store = opened(own.url, attempts=3)
+    store.set_sentinel("v1", "1")
+    store.upsert("v1", ["a"], [value(1, 1)])
+    own.kill()
+    calls: list[Callable[[], object]] = [
+        lambda: store.upsert("v1", ["a"], [value(1, 2)]),
+        lambda: store.get("v1", ["a"]),
+        lambda: store.delete("v1", ["a"]),
+        lambda: list(store.user_ids("v1")),
+        store.current,
+        lambda: store.set_current("v1"),
+        lambda: store.next_fence("w", 0),
+        lambda: store.sentinel("v1"),
+        lambda: store.set_sentinel("v1", "2"),
+        lambda: store.put_blob("b", Seq(1, 1), b""),
+        lambda: store.get_blob("b"),
+    ]
+    for call in calls:
+        pauses.clear()
+        with pytest.raises(StoreUnavailable, match=rf"{own.port}.*start it"):
+            call()
+        assert pauses == [0.01, 0.02]
+    own.start()
+    assert store.sentinel("v1") is None, "a server that came back empty tells so"
+    assert not store.upsert("v1", ["a"], [value(1, 2)]).any()
+    assert store.get("v1", ["a"]) == [value(1, 2)]
+
+
+def test_a_server_that_comes_back_between_two_tries(own: EmbeddedRedis, opened: Opener) -> None:
+    pauses = []
+
+    def come_back(seconds: float) -> None:
+        pauses.append(seconds)
+        own.start()
+
+    store = opened(own.url, sleep=come_back)
+    own.kill()
+    assert not store.upsert("v1", ["a"], [value(1, 2)]).any()
+    assert store.get("v1", ["a"]) == [value(1, 2)]
+    assert len(pauses) == 1
+
+
+def test_a_server_that_never_answers(opened: Opener, pauses: list[float]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = opened(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_ms=50, attempts=2)
+        with pytest.raises(StoreUnavailable, match="[Tt]imeout"):
+            store.upsert("v1", ["a"], [value(1, 1)])
+        assert pauses == [0.01]
+
+
+def configure(server: EmbeddedRedis, setting: str, to: str) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set(setting, to)
+
+
+def test_a_full_server_is_told_apart(own: EmbeddedRedis, opened: Opener, pauses: list[float]) -> None:
+    store = opened(own.url)
+    store.upsert("v1", ["a"], [value(1, 1)])
+    configure(own, "maxmemory", "1")
+    for call in (
+        lambda: store.upsert("v1", ["a", "b"], [value(1, 2)] * 2),
+        lambda: store.set_current("v1"),
+        lambda: store.put_blob("b", Seq(1, 1), b"x"),
+        lambda: store.next_fence("w", 0),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"full.*maxmemory"):
+            call()
+    assert len(pauses) == 8
+    assert store.get("v1", ["a"]) == [value(1, 1)]
+    configure(own, "maxmemory", "0")
+    assert not store.upsert("v1", ["a", "b"], [value(1, 2)] * 2).any()
+
+
+def test_a_replica_is_told_apart(own: EmbeddedRedis, opened: Opener) -> None:
+    store = opened(own.url)
+    store.upsert("v1", ["a"], [value(1, 1)])
+    with redis.Redis.from_url(own.url) as client:
+        client.replicaof("127.0.0.1", 1)
+        with pytest.raises(StoreUnavailable, match=r"replica.*name the primary"):
+            store.upsert("v1", ["a"], [value(1, 2)])
+        assert store.get("v1", ["a"]) == [value(1, 1)]
+        client.replicaof("NO", "ONE")
+    assert not store.upsert("v1", ["a"], [value(1, 2)]).any()
+
+
+def test_a_password_is_asked_for_and_never_shown(own: EmbeddedRedis, opened: Opener) -> None:
+    configure(own, "requirepass", "s3cret/pass")
+    with pytest.raises(FreshetError, match="put user and password into the URL") as missing:
+        opened(own.url).current()
+    assert not isinstance(missing.value, StoreUnavailable)
+    with pytest.raises(FreshetError, match="refuses the login") as wrong:
+        opened(own.url.replace("//", "//:wr0ng@")).current()
+    assert "wr0ng" not in str(wrong.value)
+    right = own.url.replace("//", "//:s3cret%2Fpass@")
+    assert opened(right).current() is None
+    own.kill()
+    with pytest.raises(StoreUnavailable, match=r":\*\*\*@") as away:
+        opened(right).current()
+    assert "s3cret" not in str(away.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://:word@h:1/0", "redis://:***@h:1/0"),
+        ("rediss://ann:word@h:1/0", "rediss://ann:***@h:1/0"),
+        ("redis://ann@h/0", "redis://ann@h/0"),
+        ("unix://ann:word@/run/redis.sock?db=1", "unix://ann:***@/run/redis.sock?db=1"),
+        ("redis://h/0?username=ann&password=word&db=2", "redis://h/0?username=ann&password=***&db=2"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_key_of_somebody_else_is_named(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpush("freshet:v1:user:a", "not ours")
+        with pytest.raises(FreshetError, match="choose another namespace") as caught:
+            store.upsert("v1", ["a"], [value(1, 1)])
+        assert not isinstance(caught.value, StoreUnavailable)
+        client.delete("freshet:v1:user:a")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1/", "redis://127.0.0.1:port/0"])
+def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
+    with pytest.raises(FreshetError, match="cannot be used"):
+        RedisStore(RedisSettings(url=url))
+
+
+@pytest.mark.parametrize(
+    ("setting", "to"),
+    [("timeout_ms", 0), ("keys_per_call", 0), ("attempts", 0), ("ttl_s", 0), ("retry_ms", -1.0)],
+)
+def test_settings_that_make_no_sense_are_named(setting: str, to: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        replace(RedisSettings(), **{setting: to})  # type: ignore[arg-type]

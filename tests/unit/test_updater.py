@@ -1,0 +1,174 @@
+"""The updater over stores in memory: stages, waves and what happens when a store is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from freshet.model.config import LayerReads, TowerConfig
+from freshet.model.frozen import FrozenTowers
+from freshet.store.embeddings import StoreUnavailable
+from freshet.store.graph import GraphStore
+from freshet.store.index import MemoryItemIndex
+from freshet.store.lists import Gather
+from freshet.store.memory_store import MemoryEmbeddingStore
+from freshet.store.value import decode_value
+from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.events import Event, Kind, Line, Product, Purchase, View
+from freshet.stream.records import Record
+from freshet.stream.sink import Fenced, Sink, Stopped
+from freshet.stream.updater import RippleSettings, Updater
+from tests.random_bundle import random_bundle
+
+NOW = 1_700_000_000_000
+READS = TowerConfig(
+    dim=8,
+    user=LayerReads(
+        outer={"purchased": Gather(4), "viewed": Gather(4)}, inner={"purchased": Gather(4), "co_purchased": Gather(4)}
+    ),
+    item=LayerReads(outer={"purchased_by": Gather(4), "co_purchased": Gather(4)}, inner={"purchased": Gather(4)}),
+)
+KIND_OF = {View: Kind.VIEW, Purchase: Kind.PURCHASE, Product: Kind.PRODUCT}
+
+
+class Clock:
+    """Time that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def updater(clock: Clock, store: object | None = None, **sink: object) -> Updater:
+    bundle = random_bundle(config=READS, products=("p1", "p2", "p3"))
+    graph = GraphStore()
+    made = Sink(
+        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", bundle.model_version, READS.dim,
+        fence=5, sleep=lambda s: None, **sink,
+    )  # type: ignore[arg-type]  # fmt: skip
+    kinds = {kind.value: kind for kind in Kind}
+    return Updater(graph, FrozenTowers(bundle, graph), made, kinds, settings=RippleSettings(), monotonic=clock)
+
+
+def records(*events: Event) -> list[Record]:
+    return [
+        Record(KIND_OF[type(e)].value, 0, i, NOW + 1000, encode_record_key(e), encode(e)) for i, e in enumerate(events)
+    ]
+
+
+def order(number: int, user: str, *products: str) -> Purchase:
+    return Purchase(f"o{number}", user, NOW + number, items=tuple(Line(p, quantity=1.0) for p in products))
+
+
+def vector(made: Updater, user: str) -> np.ndarray:
+    raw = made.sink.store.get(made.sink.model_version, [user])[0]
+    assert raw is not None
+    return decode_value(raw).vector
+
+
+def test_a_step_writes_its_users_and_new_products_at_once(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(Product("p1", NOW, brand="b"), View("v1", "u1", "p1", NOW)))
+    value = decode_value(made.sink.store.get(made.sink.model_version, ["u1"])[0] or b"")
+    assert value.event_ts == NOW
+    assert value.src == ("view", 0, 1)
+    assert value.recent == [("p1", "view", NOW)]
+    assert value.seq.fence == 5
+    assert made.sink.index.ids() == ["p1"]  # type: ignore[attr-defined]
+
+
+def test_an_event_that_is_there_already_writes_nothing(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(View("v1", "u1", "p1", NOW)))
+    written = made.totals.users_written
+    made.step(records(View("v1", "u1", "p1", NOW)))
+    assert made.totals.users_written == written
+
+
+def test_ripples_come_in_waves_and_the_staleness_is_reported(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(order(1, "u1", "p1", "p2"), order(2, "u2", "p1")))
+    made.drain()
+    assert made.staleness_ms() == 0
+    before = vector(made, "u2")
+    made.ripple(1.0)
+    clock.now += 1.0
+    made.step(records(order(3, "u1", "p1", "p3")))
+    np.testing.assert_array_equal(vector(made, "u2"), before)
+    clock.now += 0.2
+    assert made.staleness_ms() == pytest.approx(200.0)
+    made.drain()
+    assert np.abs(vector(made, "u2") - before).max() > 1e-4
+    assert made.staleness_ms() == 0
+    assert made.ripples.waiting == 0
+
+
+def test_a_second_wave_of_items_waits_for_its_interval(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(order(1, "u1", "p1", "p2")))
+    while made.ripple(1.0):
+        pass
+    waves = made.totals.waves
+    made.step(records(order(2, "u2", "p2", "p3")))
+    assert not made.ripple(1.0) or made.totals.waves == waves
+    assert made.ripples.waiting
+    clock.now += made.settings.ripple_items_ms / 1e3
+    while made.ripple(1.0):
+        pass
+    assert made.totals.waves > waves
+    assert made.ripples.waiting == 0
+
+
+class Away(MemoryEmbeddingStore):
+    """A store that is away for its first calls."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def upsert(self, *args: object) -> np.ndarray:  # type: ignore[override]
+        if self.left:
+            self.left -= 1
+            raise StoreUnavailable("away")
+        return super().upsert(*args)  # type: ignore[arg-type]
+
+
+def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(clock: Clock) -> None:
+    made = updater(clock, Away(5))
+    made.step(records(View("v1", "u1", "p1", NOW)))
+    assert vector(made, "u1").shape == (8,)
+    assert made.sink.unavailable_since is None
+
+
+def test_waiting_for_a_store_ends_when_the_worker_is_to_stop(clock: Clock) -> None:
+    answers: Iterator[bool] = iter([False, False, True])
+    made = updater(clock, Away(100), should_stop=lambda: next(answers))
+    with pytest.raises(Stopped):
+        made.step(records(View("v1", "u1", "p1", NOW)))
+
+
+def test_a_worker_with_an_older_token_is_fenced(clock: Clock) -> None:
+    store = MemoryEmbeddingStore()
+    newer, older = updater(clock, store), updater(clock, store)
+    newer.sink.fence = 6
+    newer.step(records(View("v1", "u1", "p1", NOW)))
+    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
+        older.step(records(View("v2", "u1", "p2", NOW)))
+
+
+def test_a_rejected_record_does_not_hold_up_the_others(clock: Clock) -> None:
+    made = updater(clock)
+    bad = Record("view", 0, 7, NOW, b"u9", b"{")
+    decoded = made.step([bad, *records(View("v1", "u1", "p1", NOW))])
+    assert [r.offset for r, _ in decoded.rejections] == [7]
+    assert made.totals.rejected == 1
+    assert vector(made, "u1").shape == (8,)
