@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 TORCH_INDEX_URL ?=
 ARGS ?=
 PYTEST_ARGS ?=
-BENCHES := replay freshness scale
+BENCHES := replay freshness scale redis_write
 
 # A stamp carries a checksum of what it was made from: nothing is installed twice, and a changed pin is.
 STATE := $(VENV)/.state
@@ -51,7 +51,7 @@ $(STATE):
 	  found=$$($(PYTHON) --version 2>&1 | head -n 1); \
 	  echo "Freshet needs Python 3.11 or newer, and $(PYTHON) is: $$found"; \
 	  echo "Name another: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { \
+	@echo "$(PYTHON) -m venv $(VENV)"; $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); \
 	  echo "No virtual environment could be made: on Debian and Ubuntu, install python3-venv"; exit 1; }
 	@mkdir -p $@

@@ -1,4 +1,5 @@
-"""Write docs/commands.md and docs/settings.md from the code: `python -m tools.reference`."""
+"""Write docs/commands.md, docs/settings.md and the tree in docs/architecture.md from the code:
+`python -m tools.reference`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def commands() -> str:
     ]
     for name, command in _commands(typer.main.get_command(app), "freshet"):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join([name, *(p.make_metavar(typer.Context(command)) for p in arguments), "[OPTIONS]"])
+        usage = " ".join([name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
         lines += [f"## `{name}`", "", command.help or "", "", f"    {usage}", ""]
         for p in command.params:
             if p.name == "help":
@@ -75,6 +76,28 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def architecture() -> str:
+    """The architecture page with its tree brought up to date: each file with the first line about it."""
+    head, _, tail = (DOCS / "architecture.md").read_text().split("```", 2)
+    root = DOCS.parent / "freshet"
+    lines = ["freshet/"]
+    for path in [root / "__init__.py", *sorted(p for p in root.glob("*.py") if p.stem != "__init__")]:
+        lines.append(f"  {path.name:<22}{_summary(path)}")
+    for folder in (root / "stream", root / "stream" / "convert", root / "model", root / "store"):
+        indent = "  " * len(folder.relative_to(root).parts)
+        lines.append(f"{indent}{folder.name + '/':<22}{_summary(folder / '__init__.py')}".rstrip())
+        for path in sorted(p for p in folder.glob("*.py") if p.stem != "__init__"):
+            lines.append(f"{indent}  {path.name:<22}{_summary(path)}")
+    return head + "```\n" + "\n".join(lines) + "\n```" + tail
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
+    first = text.split(". ")[0].rstrip(".")
+    return first if len(first) <= 150 else first[:147] + "..."
+
+
 def _commands(group: Any, path: str) -> list[tuple[str, Any]]:
     out = []
     for name, command in group.commands.items():
@@ -100,3 +123,4 @@ def _notes(kind: type[Any]) -> dict[str, str]:
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(commands())
     (DOCS / "settings.md").write_text(settings())
+    (DOCS / "architecture.md").write_text(architecture())

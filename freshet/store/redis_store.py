@@ -21,7 +21,7 @@ from redis.retry import Retry
 from freshet.errors import FreshetError
 from freshet.store.embeddings import StoreUnavailable, check_lengths
 from freshet.store.redis_settings import RedisSettings
-from freshet.store.value import SEQ_CHARS, SEQ_PLACE, Seq
+from freshet.store.value import SEQ_CHARS, SEQ_DIGITS, SEQ_PLACE, Seq
 
 T = TypeVar("T")
 
@@ -30,13 +30,16 @@ CALLS_PER_TRIP = 64
 SCAN_KEYS = 1_000
 """Keys that the server looks at in one step of a scan."""
 
+_SEQ_IN_LUA = f"^{'%d' * SEQ_DIGITS}%.{'%d' * SEQ_DIGITS}$"
+"""What is no `seq` guards nothing: a damaged value is written over, and does not stop a worker for good."""
+
 UPSERT = f"""
 local from, to, ttl = {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}, tonumber(ARGV[1])
 local stale = {{}}
 for i, key in ipairs(KEYS) do
   local new = string.sub(ARGV[i + 1], from + 1, to + 1)
   local held = redis.call('GETRANGE', key, from, to)
-  if held == '' or held < new then
+  if held < new or (held > new and not string.find(held, '{_SEQ_IN_LUA}')) then
     if ttl > 0 then redis.call('SET', key, ARGV[i + 1], 'EX', ttl) else redis.call('SET', key, ARGV[i + 1]) end
   elseif held > new then
     stale[#stale + 1] = i
@@ -48,8 +51,8 @@ UPSERT_SHA = hashlib.sha1(UPSERT.encode(), usedforsecurity=False).hexdigest()
 
 BLOB = f"""
 local held = redis.call('GETRANGE', KEYS[1], 0, {SEQ_CHARS - 1})
-if held > ARGV[1] then return 0 end
-if held < ARGV[1] then redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2]) end
+if held > ARGV[1] and string.find(held, '{_SEQ_IN_LUA}') then return 0 end
+if held ~= ARGV[1] then redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2]) end
 return 1
 """
 
@@ -70,6 +73,7 @@ _PASSING_CODES = {
     "NOREPLICAS": "it has too few replicas to take writes: start them, or lower min-replicas-to-write",
     "BUSY": "it is busy with somebody's script: wait, or end that with SCRIPT KILL",
     "MASTERDOWN": "it is a replica that has lost its primary: start the primary",
+    "CLUSTERDOWN": "it is a node of a cluster that is not whole: see CLUSTER INFO",
     "TRYAGAIN": "it is moving keys to another node: wait",
 }
 """Answers that may pass by themselves or when somebody acts, and how to act."""
@@ -131,8 +135,13 @@ class RedisStore:
         prefix = self._key(f"{model_version}:user:")
         pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", prefix) + "*"
         cursor = 0
+
+        def step() -> tuple[int, list[bytes]]:
+            found: tuple[int, list[bytes]] = self._redis.scan(cursor, match=pattern, count=SCAN_KEYS)
+            return found
+
         while True:
-            cursor, keys = self._attempt(lambda at=cursor: self._redis.scan(at, match=pattern, count=SCAN_KEYS))
+            cursor, keys = self._attempt(step)
             for key in keys:
                 yield key.decode()[len(prefix) :]
             if not cursor:
@@ -230,6 +239,10 @@ class RedisStore:
             return StoreUnavailable(
                 f"{where} does not take this ({e}): start it (`freshet redis` runs an embedded one), or name another "
                 "with --redis"
+            )
+        if code in ("MOVED", "ASK", "CROSSSLOT"):
+            return FreshetError(
+                f"{where} is a node of a Redis Cluster, which cannot be used yet ({e}): name a single server"
             )
         if code == "WRONGTYPE":
             return FreshetError(

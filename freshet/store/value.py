@@ -24,6 +24,7 @@ SEQ_PLACE = 7
 """Where the text of `seq` begins in a value: map head, key (4 bytes), head of the text (2 bytes)."""
 
 _SEQ = re.compile(rf"([0-9]{{{SEQ_DIGITS}}})\.([0-9]{{{SEQ_DIGITS}}})")
+_SEQ_BYTES = re.compile(_SEQ.pattern.encode())
 
 
 class ValueCorrupt(FreshetError):
@@ -110,11 +111,10 @@ def decode_value(raw: bytes) -> EmbeddingValue:
     vector = np.frombuffer(found.v, dtype="<f4").astype(np.float32, copy=False)
     if not np.isfinite(vector).all():
         raise ValueCorrupt("v holds a number that is not finite")
-    return EmbeddingValue(
-        seq, vector, found.model, found.event_ts, found.written_ts, found.src, list(found.recent)
-    )
+    return EmbeddingValue(seq, vector, found.model, found.event_ts, found.written_ts, found.src, list(found.recent))
 
 
 def seq_text(raw: bytes) -> bytes:
-    """The text of `seq` in a value, without decoding it."""
-    return raw[SEQ_PLACE : SEQ_PLACE + SEQ_CHARS]
+    """The text of `seq` in a value, without decoding it; b"", which guards nothing, where there is none."""
+    text = raw[SEQ_PLACE : SEQ_PLACE + SEQ_CHARS]
+    return text if _SEQ_BYTES.fullmatch(text) else b""

@@ -11,8 +11,10 @@ from freshet.errors import FreshetError
 from freshet.stream.events import Kind
 from freshet.stream.records import Outgoing
 
-PACE_RECORDS = 64
-"""Records between two looks at the clock when a rate is kept."""
+PACE_RECORDS = 4
+"""Records between two looks at the clock when a rate is kept; more would come in bursts."""
+PROGRESS_RECORDS = 1_024
+"""Records between two reports of progress."""
 
 
 class Sender(Protocol):
@@ -72,9 +74,10 @@ def replay(
         if done.events % PACE_RECORDS == 0 or pace.speed is not None:
             due = _due(pace, done.events, timestamp_ms - done.first_ms)
             _wait(start + due, monotonic, sleep, should_stop)
-            progress(done.events)
             if should_stop():
                 break
+        if done.events % PROGRESS_RECORDS == 0:
+            progress(done.events)
         sender.send(Outgoing(topic_of[kind], key.encode(), value))
         done.events += 1
         done.last_ms = timestamp_ms

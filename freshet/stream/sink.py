@@ -168,14 +168,16 @@ class Sink:
         seen = recent(self.graph, users, self.settings.recent_max)
         seq, now = self.next_seq(), int(self._wall() * 1e3)
         counts = (seen.product >= 0).sum(axis=1).tolist()
-        names = self.graph.products.names(seen.product.ravel())
-        kinds, times = seen.kind.tolist(), seen.time.tolist()
+        names = [name or "" for name in self.graph.products.names(seen.product.ravel())]
+        kinds = [KINDS[kind] for kind in seen.kind.ravel().tolist()]
+        times = seen.time.ravel().tolist()
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         event_ts, width = seen.event_time.tolist(), seen.product.shape[1]
         values = []
         for i, user in enumerate(users.tolist()):  # each value is a MessagePack map of its own
             start = i * width
-            items = [(names[start + j], KINDS[kinds[i][j]], times[i][j]) for j in range(counts[i])]
+            end = start + counts[i]
+            items = list(zip(names[start:end], kinds[start:end], times[start:end], strict=True))
             values.append(
                 encode_value(
                     rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user), items

@@ -138,9 +138,14 @@ class Updater:
             if progress:
                 progress("products", min(done + WRITE_CHUNK, products.shape[0]), products.shape[0])
 
-    def ripple(self, budget_ms: float) -> bool:
-        """Work off ripples for about `budget_ms`; returns whether any are left to be worked off now."""
+    def ripple(self, budget_ms: float, idle: bool = False) -> bool:
+        """Work off ripples for about `budget_ms`; returns whether any are left to be worked off now.
+
+        When the stream is `idle` there is nothing to coalesce with, and waves do not wait for their interval.
+        """
         end = self._monotonic() + budget_ms / 1e3
+        if idle:
+            self._last_wave.clear()
         while self._ripple_once():
             if self._monotonic() >= end:
                 return True
@@ -194,8 +199,7 @@ class Updater:
     def drain(self, progress: Callable[[int], None] | None = None) -> None:
         """Work off every ripple; afterwards every embedding is exact."""
         while self.ripples.waiting:
-            self._last_wave.clear()
-            self.ripple(100.0)
+            self.ripple(100.0, idle=True)
             if progress:
                 progress(self.ripples.waiting)
 

@@ -43,6 +43,8 @@ class WorkerSettings:
     status_interval_ms: float = 500.0
     sentinel_interval_ms: float = 1_000.0
     """How often the worker asks whether Redis still has its data."""
+    idle_after_ms: float = 200.0
+    """Without a record for so long, the stream counts as idle."""
     ripple_turn_ms: float = 3.0
     """Ripple work between two polls, at most (and one chunk at least)."""
     flush_timeout_s: float = 30.0
@@ -121,6 +123,7 @@ class Worker:
         self._monotonic = monotonic
         self._popular_tick = -1
         self._ripple_at = 0.0
+        self._busy_at = 0.0
         self._failures_seen = producer.failures
         self._next: dict[str, float] = {}
         self._committed: dict[TopicPartition, int] = {}
@@ -181,6 +184,7 @@ class Worker:
         """One turn of the loop: poll, step, ripple, and whatever is due; returns how many records came."""
         polled = self.consumer.poll(self.settings.poll_records_max, self.settings.poll_timeout_ms / 1e3)
         if polled:
+            self._busy_at = self._monotonic()
             records = self._accept(polled)
             self._dead_letter(self.updater.step(records))
             ages = self._wall() * 1e3 - np.array([r.timestamp_ms for r in polled], dtype=np.float64)
@@ -194,11 +198,15 @@ class Worker:
         return len(polled)
 
     def _ripple(self) -> None:
-        """Work off ripples for a moment, then leave them alone until they have had no more than their share."""
+        """Work off ripples for a moment, then leave them alone until they have had no more than their share.
+
+        An idle stream leaves them all of the time.
+        """
         start = self._monotonic()
-        if start < self._ripple_at:
+        idle = (start - self._busy_at) * 1e3 > self.settings.idle_after_ms
+        if start < self._ripple_at and not idle:
             return
-        self.updater.ripple(self.settings.ripple_turn_ms)
+        self.updater.ripple(self.settings.ripple_turn_ms, idle)
         end = self._monotonic()
         share = self.updater.settings.ripple_share
         self._ripple_at = end + (end - start) * (1 - share) / share

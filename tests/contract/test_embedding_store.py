@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
 from freshet.store.redis_settings import RedisSettings
 from freshet.store.redis_store import RedisStore, without_password
 from freshet.store.value import Seq, decode_value, encode_value
-from freshet.stream.embedded import EmbeddedRedis
+from freshet.stream.embedded import EmbeddedRedis, free_port
 from tests.conftest import lacking
 
 DIM = 4
@@ -62,7 +64,8 @@ def test_what_was_written_is_read(stores: Stores) -> None:
     values = [value(1, 1, i) for i in range(20)]
     assert stores.users.get("v1", users) == [None] * 20
     stale = stores.users.upsert("v1", users, values)
-    assert (stale.dtype, stale.tolist()) == (np.bool_, [False] * 20)
+    assert stale.dtype == np.bool_
+    assert stale.tolist() == [False] * 20
     assert stores.users.get("v1", ["u7", "nobody", "u0", "u7"]) == [values[7], None, values[0], values[7]]
     assert stores.users.get("v1", users) == values
     assert sorted(stores.users.user_ids("v1")) == sorted(users)
@@ -196,8 +199,6 @@ def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
     """A server of this test alone, to be stopped, filled up and locked."""
     binary = None
     if request.param == "redis-server":
-        import shutil
-
         program = shutil.which("redis-server")
         if program is None:
             lacking("redis-server is not on the PATH: install the package redis-server of the distribution")
@@ -292,9 +293,10 @@ def test_writers_that_race_leave_the_greatest_seq(redis_url: str, opened: Opener
 
 def test_racing_fences_are_all_different(redis_url: str, opened: Opener) -> None:
     taken: list[int] = []
+    stores = [opened(redis_url) for _ in range(4)]
     threads = [
-        threading.Thread(target=lambda s=opened(redis_url): taken.extend(s.next_fence("w", 50) for _ in range(25)))
-        for _ in range(4)
+        threading.Thread(target=lambda s=store: taken.extend(s.next_fence("w", 50) for _ in range(25)))
+        for store in stores
     ]
     for thread in threads:
         thread.start()
@@ -360,7 +362,7 @@ def test_a_server_that_comes_back_between_two_tries(own: EmbeddedRedis, opened: 
 def test_a_server_that_never_answers(opened: Opener, pauses: list[float]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = opened(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_ms=50, attempts=2)
-        with pytest.raises(StoreUnavailable, match="[Tt]imeout"):
+        with pytest.raises(StoreUnavailable, match=r"[Tt]imeout"):
             store.upsert("v1", ["a"], [value(1, 1)])
         assert pauses == [0.01]
 
@@ -439,6 +441,19 @@ def test_a_key_of_somebody_else_is_named(redis_url: str, opened: Opener) -> None
             store.upsert("v1", ["a"], [value(1, 1)])
         assert not isinstance(caught.value, StoreUnavailable)
         client.delete("freshet:v1:user:a")
+
+
+def test_a_node_of_a_cluster_is_named(opened: Opener) -> None:
+    with EmbeddedRedis(options=("--cluster-enabled", "yes", "--cluster-port", str(free_port()))) as node:
+        store = opened(node.url, attempts=1)
+        with pytest.raises(StoreUnavailable, match="cluster that is not whole"):
+            store.upsert("v1", ["a"], [value(1, 1)])
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
+                time.sleep(0.05)
+        with pytest.raises(FreshetError, match="cannot be used yet"):
+            store.upsert("v1", ["a", "b"], [value(1, 1)] * 2)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1/", "redis://127.0.0.1:port/0"])

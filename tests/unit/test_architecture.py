@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ HOME_OF_VENDOR = {
     "numba": {"freshet/store/kernels.py"},
     "polars": {"freshet/stream/convert/frames.py"},
 }
+METHODS_MAX = 5
+SCREEN_LINES = 60
+MODULE_LINES_MAX = 600
+"""A module that nears this wants to be two; 300 is a lot."""
 BANNED = re.compile(r"(^|_)(utils?|helpers?|common|manager|processor|data2|misc)(_|$)")
 
 
@@ -90,6 +95,33 @@ def test_importing_freshet_is_light() -> None:
 
 def test_no_module_is_called_after_nothing() -> None:
     assert not [relative(p) for p in FILES if BANNED.search(p.stem)]
+
+
+def test_a_protocol_has_five_methods_at_most() -> None:
+    wide = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
+                methods = sum(isinstance(part, ast.FunctionDef) for part in node.body)
+                if methods > METHODS_MAX:
+                    wide[f"{relative(path)}:{node.name}"] = methods
+    assert not wide
+
+
+def test_a_function_fits_on_a_screen_and_a_module_is_about_one_idea(record_property: Callable[..., None]) -> None:
+    lines = {relative(path): len(path.read_text().splitlines()) for path in FILES}
+    for name, count in sorted(lines.items(), key=lambda item: -item[1])[:10]:
+        print(f"{count:5d} {name}")  # seen with -s
+        record_property(name, count)
+    assert not {name: count for name, count in lines.items() if count > MODULE_LINES_MAX}
+    long = {}
+    for path in FILES:
+        if relative(path) in HOME_OF_VENDOR["numba"]:
+            continue  # a compiled kernel is one loop nest; taking it apart costs time in every call
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (size := (node.end_lineno or 0) - node.lineno + 1) > SCREEN_LINES:
+                long[f"{relative(path)}:{node.name}"] = size
+    assert not long
 
 
 def test_the_tree_in_the_architecture_page_is_true() -> None:

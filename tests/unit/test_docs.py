@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from freshet.stream.settings import from_environment, variables
 from tools import reference
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+VARIABLE = re.compile(r"FRESHET_[A-Z0-9_]*[A-Z0-9]\b")
 
 
 @pytest.mark.parametrize(("page", "text"), [("commands.md", reference.commands), ("settings.md", reference.settings)])
@@ -44,3 +47,29 @@ def test_every_page_and_command_that_the_readme_names_exists() -> None:
     for words in named:
         options = {f"freshet {words}", f"freshet {words.split()[0]}"}
         assert options & known, words
+
+
+def test_every_variable_that_the_code_reads_is_documented() -> None:
+    code = {name for path in (ROOT / "freshet").rglob("*.py") for name in VARIABLE.findall(path.read_text())}
+    text = "".join(page.read_text() for page in PAGES)
+    examples = {"FRESHET_RIPPLE_RIPPLE_SHARE"}  # in a docstring
+    assert not code - examples - set(VARIABLE.findall(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_variable_that_a_page_names_is_accepted(page: Path) -> None:
+    defaults = {name: "" if default is None else str(default) for name, (default, _) in variables().items()}
+    for name in set(VARIABLE.findall(page.read_text())):
+        from_environment({name: defaults.get(name, "x")})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`((?:freshet|tests|docs|bench|tools|examples)/[\w./-]+)`", page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]

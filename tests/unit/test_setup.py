@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "constraints.txt"
-PINS = {
+PINS: dict[str, Requirement] = {
     canonicalize_name(pin.name): pin
     for pin in (Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#"))
 }
