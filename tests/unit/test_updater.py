@@ -16,7 +16,7 @@ from freshet.store.lists import Gather
 from freshet.store.memory_store import MemoryEmbeddingStore
 from freshet.store.value import decode_value
 from freshet.stream.codec import encode, encode_record_key
-from freshet.stream.events import Event, Kind, Line, Product, Purchase, View
+from freshet.stream.events import Event, Kind, Line, Product, Profile, Purchase, View
 from freshet.stream.records import Record
 from freshet.stream.sink import Fenced, Sink, Stopped
 from freshet.stream.updater import RippleSettings, Updater
@@ -30,7 +30,7 @@ READS = TowerConfig(
     ),
     item=LayerReads(outer={"purchased_by": Gather(4), "co_purchased": Gather(4)}, inner={"purchased": Gather(4)}),
 )
-KIND_OF = {View: Kind.VIEW, Purchase: Kind.PURCHASE, Product: Kind.PRODUCT}
+KIND_OF = {Profile: Kind.PROFILE, View: Kind.VIEW, Purchase: Kind.PURCHASE, Product: Kind.PRODUCT}
 
 
 class Clock:
@@ -84,6 +84,21 @@ def test_a_step_writes_its_users_and_new_products_at_once(clock: Clock) -> None:
     assert value.recent == [("p1", "view", NOW)]
     assert value.seq.fence == 5
     assert made.sink.index.ids() == ["p1"]  # type: ignore[attr-defined]
+
+
+def test_a_user_can_come_before_any_product(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(Profile("u1", NOW, age_bucket="25-34")))
+    value = decode_value(made.sink.store.get(made.sink.model_version, ["u1"])[0] or b"")
+    assert value.recent == []
+    assert value.event_ts == -1
+
+
+def test_recent_is_newest_first_and_each_user_has_their_own(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(View("v1", "u1", "p1", NOW), View("v2", "u2", "p2", NOW + 5), order(9, "u1", "p3")))
+    recent = {u: decode_value(made.sink.store.get(made.sink.model_version, [u])[0] or b"").recent for u in ("u1", "u2")}
+    assert recent == {"u1": [("p3", "purchase", NOW + 9), ("p1", "view", NOW)], "u2": [("p2", "view", NOW + 5)]}
 
 
 def test_an_event_that_is_there_already_writes_nothing(clock: Clock) -> None:
