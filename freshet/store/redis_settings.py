@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -23,6 +24,11 @@ class RedisSettings:
     retry_ms: float = 50.0
     """Pause before the second try, doubled before each further one."""
 
+    @property
+    def url_shown(self) -> str:
+        """The URL without its password, for messages."""
+        return without_password(self.url)
+
     def __post_init__(self) -> None:
         for name in ("timeout_ms", "keys_per_call", "attempts"):
             if getattr(self, name) < 1:
@@ -31,3 +37,9 @@ class RedisSettings:
             raise ValueError(f"ttl_s is {self.ttl_s}: it has to be at least 1, or absent for values that never expire")
         if self.retry_ms < 0:
             raise ValueError(f"retry_ms is {self.retry_ms}: it cannot be negative")
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as it may be shown."""
+    url = re.sub(r"(://[^@/?]*:)[^@/?]*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)

@@ -6,7 +6,6 @@ harmless, which is what makes retries after a timeout safe.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +46,6 @@ for i, key in ipairs(KEYS) do
 end
 return stale
 """
-UPSERT_SHA = hashlib.sha1(UPSERT.encode(), usedforsecurity=False).hexdigest()
 
 BLOB = f"""
 local held = redis.call('GETRANGE', KEYS[1], 0, {SEQ_CHARS - 1})
@@ -63,8 +61,8 @@ redis.call('SET', KEYS[1], string.format('%.0f', token))
 return token
 """
 
-_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.NoScriptError, redis.exceptions.ClusterError)
-"""What may pass by itself: the store is away, loading, or forgot the script between two calls of a trip."""
+_PASSING = (redis.ConnectionError, redis.TimeoutError)
+"""What may pass by itself: the store is away, or loading."""
 
 _PASSING_CODES = {
     "OOM": "it is full: raise its maxmemory, or let values expire with ttl_s",
@@ -84,7 +82,7 @@ class RedisStore:
 
     def __init__(self, settings: RedisSettings | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         self.settings = settings or RedisSettings()
-        self._shown = without_password(self.settings.url)
+        self._shown = self.settings.url_shown
         self._sleep = sleep
         seconds = self.settings.timeout_ms / 1e3
         try:
@@ -108,10 +106,9 @@ class RedisStore:
         check_lengths(user_ids, values)
         keys, ttl_s = self._user_keys(model_version, user_ids), self.settings.ttl_s or 0
 
-        def write(pipe: Any, part: slice, first: bool) -> None:
-            # The first call of a trip brings the script along, so a server that has restarted knows it.
-            run, script = (pipe.eval, UPSERT) if first else (pipe.evalsha, UPSERT_SHA)
-            run(script, part.stop - part.start, *keys[part], ttl_s, *values[part])
+        def write(pipe: Any, part: slice) -> None:
+            # Every call brings the script along, a hundredth of its bytes: no server can have forgotten it.
+            pipe.eval(UPSERT, part.stop - part.start, *keys[part], ttl_s, *values[part])
 
         stale = np.zeros(len(keys), dtype=np.bool_)
         for part, places in self._calls(len(keys), write):
@@ -121,13 +118,13 @@ class RedisStore:
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""
         keys = self._user_keys(model_version, user_ids)
-        answers = self._calls(len(keys), lambda pipe, part, _: pipe.mget(keys[part]))
+        answers = self._calls(len(keys), lambda pipe, part: pipe.mget(keys[part]))
         return [value for _, values in answers for value in values]
 
     def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
         """See `EmbeddingStore.delete`."""
         keys = self._user_keys(model_version, user_ids)
-        for _ in self._calls(len(keys), lambda pipe, part, _: pipe.delete(*keys[part])):
+        for _ in self._calls(len(keys), lambda pipe, part: pipe.delete(*keys[part])):
             pass
 
     def user_ids(self, model_version: str) -> Iterator[str]:
@@ -191,11 +188,11 @@ class RedisStore:
         raw = self._attempt(lambda: self._redis.get(self._key(rest)))
         return None if raw is None else raw.decode()
 
-    def _calls(self, keys: int, make: Callable[[Any, slice, bool], Any]) -> Iterator[tuple[slice, Any]]:
+    def _calls(self, keys: int, make: Callable[[Any, slice], Any]) -> Iterator[tuple[slice, Any]]:
         """Make calls over parts of so many keys, some a round trip; each part with its answer.
 
-        `make` takes a pipeline, a part, and whether it is the first of its trip. What shares a call is decided
-        here alone: on Redis Cluster it will have to be keys of one slot.
+        `make` takes a pipeline and a part. What shares a call is decided here alone: on Redis Cluster it will
+        have to be keys of one slot.
         """
         size = self.settings.keys_per_call
         parts = [slice(start, min(start + size, keys)) for start in range(0, keys, size)]
@@ -205,7 +202,7 @@ class RedisStore:
             def travel(trip: list[slice] = trip) -> list[Any]:
                 pipe = self._redis.pipeline(transaction=False)
                 for part in trip:
-                    make(pipe, part, part is trip[0])
+                    make(pipe, part)
                 answers: list[Any] = pipe.execute(raise_on_error=False)  # it would put the script into the error
                 for answer in answers:
                     if isinstance(answer, redis.RedisError):
@@ -250,12 +247,6 @@ class RedisStore:
                 "choose another namespace"
             )
         return FreshetError(f"{where}: {e}")
-
-
-def without_password(url: str) -> str:
-    """A Redis URL as it may be shown."""
-    url = re.sub(r"(://[^@/?]*:)[^@/?]*@", r"\1***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
 
 def _code(e: redis.RedisError) -> str:

@@ -21,7 +21,7 @@ from freshet.stream import topics
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
 from freshet.stream.settings import Settings, as_environment
-from freshet.stream.verify import wait_until_quiet
+from freshet.stream.verify import NotQuiet, wait_until_quiet
 from freshet.stream.wiring import open_store, read_status
 from freshet.stream.worker import partitions_of
 
@@ -115,8 +115,7 @@ class LocalSystem:
         """Wait until the worker that was started last serves; returns its status."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            if self.worker is not None and self.worker.poll() is not None:
-                raise FreshetError(f"the worker ended with {self.worker.returncode}:\n{self.last_words()}")
+            self._check_alive()
             try:
                 status = read_status(self.settings)
             except FreshetError:
@@ -132,9 +131,17 @@ class LocalSystem:
         counts = topics.verify_topics(TopicAdmin(self.settings.kafka), self.settings.topics)
         consumer = PartitionConsumer(replace(self.settings.kafka, group_id="freshet-local"))
         try:
+            self._check_alive()
             return wait_until_quiet(store, store.current() or "", consumer, partitions_of(counts), timeout_s)
+        except NotQuiet:
+            self._check_alive()
+            raise
         finally:
             consumer.close()
+
+    def _check_alive(self) -> None:
+        if self.worker is not None and self.worker.poll() is not None:
+            raise FreshetError(f"the worker ended with {self.worker.returncode}:\n{self.last_words()}")
 
     def last_words(self) -> str:
         """The end of the worker's log."""

@@ -19,8 +19,8 @@ from freshet.errors import FreshetError
 from freshet.store import redis_store
 from freshet.store.embeddings import EmbeddingStore, ServingState, StoreUnavailable
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
-from freshet.store.redis_settings import RedisSettings
-from freshet.store.redis_store import RedisStore, without_password
+from freshet.store.redis_settings import RedisSettings, without_password
+from freshet.store.redis_store import RedisStore
 from freshet.store.value import Seq, decode_value, encode_value
 from freshet.stream.embedded import EmbeddedRedis, free_port
 from tests.conftest import lacking
