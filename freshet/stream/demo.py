@@ -121,7 +121,7 @@ class Demo:
         self.stack.enter_context(self.system)
         self.settings = self.system.settings
         self.console.print(
-            f"  Kafka at {self.settings.kafka.bootstrap}, Redis at {self.settings.redis.url}", highlight=False
+            f"  Kafka at {self.settings.kafka.bootstrap}, Redis at {self.settings.redis.url_shown}", highlight=False
         )
 
     def _log(self) -> None:

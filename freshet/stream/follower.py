@@ -83,8 +83,7 @@ class IndexFollower:
                 continue
             name = record.key.decode()
             if record.value is None:
-                newest[name] = None
-                self._seq.pop(name, None)
+                newest[name] = None  # its seq stays, so that an older record that comes late does not bring it back
                 continue
             value = decode_value(record.value)
             if value.model != self.model_version:

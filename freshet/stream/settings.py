@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+import msgspec
+
 from freshet.errors import FreshetError
 from freshet.store.graph import GraphLimits
 from freshet.store.index_settings import IndexSettings
@@ -82,7 +84,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
         for f in fields(chosen):
             value = getattr(chosen, f.name)
             if value != getattr(default, f.name):
-                out[f"{PREFIX}_{section.name}_{f.name}".upper()] = "" if value is None else str(value)
+                text = msgspec.json.encode(value).decode() if isinstance(value, Mapping) else str(value)
+                out[f"{PREFIX}_{section.name}_{f.name}".upper()] = "" if value is None else text
     return out
 
 
@@ -115,6 +118,8 @@ def _value(name: str, text: str, hint: Any) -> Any:
         return None
     target = options[0]
     try:
+        if typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint) or object, Mapping):
+            return msgspec.json.decode(text, type=dict[str, str])
         if target is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if target in (int, float, str):
@@ -124,6 +129,7 @@ def _value(name: str, text: str, hint: Any) -> Any:
             if text not in allowed:
                 raise ValueError
             return text
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, msgspec.MsgspecError):
         pass
-    raise SettingError(f"{name}={text!r} cannot be used: expected {getattr(target, '__name__', hint)}")
+    expected = "a JSON object of texts" if "Mapping" in str(hint) else getattr(target, "__name__", hint)
+    raise SettingError(f"{name}={text!r} cannot be used: expected {expected}")

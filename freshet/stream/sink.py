@@ -61,6 +61,7 @@ class Sink:
         index: ItemIndex,
         changelog: Changelog | None,
         changelog_topic: str,
+        users_topic: str | None,
         model_version: str,
         dim: int,
         fence: int,
@@ -74,6 +75,7 @@ class Sink:
         self.index = index
         self.changelog = changelog
         self.changelog_topic = changelog_topic
+        self.users_topic = users_topic
         self.model_version = model_version
         self.dim = dim
         self.fence = fence
@@ -128,10 +130,24 @@ class Sink:
                 f"{self.fence} writes there. Another worker runs with the same topics; stop one of the two."
             )
 
+        self._publish_users(names, values)
+
+    def _publish_users(self, names: Sequence[str], values: Sequence[bytes | None]) -> None:
+        """The changelog of users, where it is kept: one record a user is what its contract asks for."""
+        if self.changelog is not None and self.users_topic is not None:
+            for name, value in zip(names, values, strict=True):
+                self.changelog.send(Outgoing(self.users_topic, name.encode(), value))
+
     def forget_users(self, names: Sequence[str]) -> None:
         """Delete the embeddings of these users."""
         if names:
             self.insist(lambda: self.store.delete(self.model_version, list(names)))
+            self._publish_users(names, [None] * len(names))
+
+    def forget_strangers(self) -> None:
+        """Delete the embeddings of users that the state does not know: forgotten while no worker ran."""
+        held = self.insist(lambda: list(self.store.user_ids(self.model_version)))
+        self.forget_users([name for name in held if self.graph.users.get(name) is None])
 
     def write_products(self, products: I32, vectors: F32) -> None:
         """Put the embeddings [n, dim] of products [n] into the index and the changelog."""

@@ -129,6 +129,7 @@ class Updater:
                 self.towers.rebuild()
         users = np.arange(len(self.graph.users), dtype=np.int32)
         products = np.arange(len(self.graph.products), dtype=np.int32)
+        self.sink.forget_strangers()
         for done in range(0, users.shape[0], WRITE_CHUNK):
             self._write_users(users[done : done + WRITE_CHUNK])
             if progress:

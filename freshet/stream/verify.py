@@ -129,6 +129,9 @@ def compare(
     found = _stored(store, bundle, [n or "" for n in graph.users.names(users)])
     by_user = _compare([n or "" for n in graph.users.names(users)], wanted, found[0])
     by_user.damaged = found[1]
+    by_user.unexpected = sorted(
+        name for name in set(store.user_ids(bundle.model_version)) if graph.users.get(name) is None
+    )
     products = np.arange(len(graph.products), dtype=np.int32)
     products = products[~graph.is_withdrawn(products)]
     wanted = towers.encode_products(products, lambda done: progress("products", done, products.shape[0]))

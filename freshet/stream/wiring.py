@@ -103,7 +103,8 @@ def run_worker(
         producer = RecordProducer(settings.kafka)
         index = make_index(settings.index, bundle.config.dim)
         sink = Sink(
-            graph, store, index, producer, settings.topics.embeddings_products, bundle.model_version,
+            graph, store, index, producer, settings.topics.embeddings_products,
+            settings.topics.embeddings_users if settings.topics.publish_users else None, bundle.model_version,
             bundle.config.dim, fence, settings.sink, should_stop=should_stop,
         )  # fmt: skip
         kinds = topics.kinds(settings.topics)
@@ -160,7 +161,7 @@ def warm_up(bundle: Bundle) -> None:
     kinds = (Kind.PRODUCT, Kind.PROFILE, Kind.VIEW, Kind.PURCHASE, Kind.SESSION, Kind.PROFILE)
     graph = GraphStore()
     thin = bundle.thin(["p1", "p2"])
-    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", "", bundle.config.dim, 1)
+    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", None, "", bundle.config.dim, 1)
     updater = Updater(graph, FrozenTowers(thin, graph), sink, {kind.value: kind for kind in Kind})
     for kind, event in zip(kinds, events, strict=True):
         updater.step([Record(kind.value, 0, 0, at, encode_record_key(event), encode(event))])
@@ -193,7 +194,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     version = store.current()
     blob = store.get_blob(f"{version}:status") if version else None
     if blob is None:
-        raise FreshetError(f"no worker has gone live on {settings.redis.url} yet: start `freshet worker`")
+        raise FreshetError(f"no worker has gone live on {settings.redis.url_shown} yet: start `freshet worker`")
     found: dict[str, Any] = msgspec.json.decode(blob)
     return found
 

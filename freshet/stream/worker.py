@@ -37,8 +37,6 @@ class WorkerSettings:
 
     poll_records_max: int = 2_000
     """Records of one micro-batch."""
-    poll_timeout_ms: float = 2.0
-    """Waited for a micro-batch to fill; the floor of latency while there is little to do."""
     commit_interval_ms: float = 500.0
     status_interval_ms: float = 500.0
     sentinel_interval_ms: float = 1_000.0
@@ -182,7 +180,7 @@ class Worker:
 
     def turn(self) -> int:
         """One turn of the loop: poll, step, ripple, and whatever is due; returns how many records came."""
-        polled = self.consumer.poll(self.settings.poll_records_max, self.settings.poll_timeout_ms / 1e3)
+        polled = self.consumer.poll(self.settings.poll_records_max)
         if polled:
             self._busy_at = self._monotonic()
             records = self._accept(polled)

@@ -281,6 +281,28 @@ def test_a_forgotten_user_and_a_withdrawn_product_are_gone(system: LocalSystem, 
     follower.close()
 
 
+def test_a_user_forgotten_while_no_worker_ran_is_gone_afterwards(system: LocalSystem, bundle: Path) -> None:
+    system.start_worker(bundle)
+    version = system.wait_live()["model_version"]
+    publish(system, some_events())
+    system.wait_quiet()
+    system.kill_worker()
+    time.sleep(0.2)
+    producer = RecordProducer(system.settings.kafka)
+    producer.send(Outgoing(system.settings.topics.profiles, b"u2", None))
+    assert producer.flush(30.0) == 0
+    producer.close()
+    store = open_store(system.settings)
+    assert store.get(version, ["u2"]) != [None]
+    system.restart_worker()
+    system.wait_live()
+    assert store.get(version, ["u2"]) == [None]
+    poke(system, f"freshet:{version}:user:stranger", store.get(version, ["u1"])[0])
+    report = verified(system)
+    assert report.users.unexpected == ["stranger"]
+    assert not report.passed
+
+
 def test_redis_that_lost_everything_is_filled_again(
     broker: str, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]
 ) -> None:

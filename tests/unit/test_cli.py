@@ -32,7 +32,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    "convert train dayzero worker replay click recommend similar verify demo status broker redis".split()
+    ["convert", "train", "dayzero", "worker", "replay", "click", "recommend", "similar", "verify", "demo", "status", "broker", "redis"]
     + ["topics create", "topics describe", "deadletter list"],
 )
 def test_every_command_explains_itself(command: str) -> None:

@@ -17,7 +17,7 @@ from freshet.store.memory_store import MemoryEmbeddingStore
 from freshet.store.value import decode_value
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.events import Event, Kind, Line, Product, Profile, Purchase, View
-from freshet.stream.records import Record
+from freshet.stream.records import Outgoing, Record
 from freshet.stream.sink import Fenced, Sink, Stopped
 from freshet.stream.updater import RippleSettings, Updater
 from tests.random_bundle import random_bundle
@@ -52,7 +52,7 @@ def updater(clock: Clock, store: object | None = None, **sink: object) -> Update
     bundle = random_bundle(config=READS, products=("p1", "p2", "p3"))
     graph = GraphStore()
     made = Sink(
-        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", bundle.model_version, READS.dim,
+        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", None, bundle.model_version, READS.dim,
         fence=5, sleep=lambda s: None, **sink,
     )  # type: ignore[arg-type]  # fmt: skip
     kinds = {kind.value: kind for kind in Kind}
@@ -187,3 +187,27 @@ def test_a_rejected_record_does_not_hold_up_the_others(clock: Clock) -> None:
     assert [r.offset for r, _ in decoded.rejections] == [7]
     assert made.totals.rejected == 1
     assert vector(made, "u1").shape == (8,)
+
+
+class Sent:
+    """A changelog that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.records: list[Outgoing] = []
+
+    def send(self, record: Outgoing) -> None:
+        self.records.append(record)
+
+
+def test_changelogs_carry_what_readers_can_see(clock: Clock) -> None:
+    made = updater(clock)
+    sent = Sent()
+    made.sink.changelog, made.sink.changelog_topic, made.sink.users_topic = sent, "products", "users"
+    made.step(records(Product("p1", NOW, brand="b"), View("v1", "u1", "p1", NOW)))
+    made.step(records(Product("p1", NOW + 1, withdrawn=True), Profile("u1", NOW + 1, forgotten=True)))
+    by_topic = {t: [(r.key, r.value) for r in sent.records if r.topic == t] for t in ("products", "users")}
+    assert [key for key, _ in by_topic["products"]] == [b"p1", b"p1"]
+    assert by_topic["products"][1][1] is None
+    assert [key for key, _ in by_topic["users"]] == [b"u1", b"u1"]
+    assert by_topic["users"][1][1] is None
+    assert decode_value(by_topic["users"][0][1] or b"").recent == [("p1", "view", NOW)]
