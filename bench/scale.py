@@ -39,7 +39,7 @@ class Measured:
         self.graph = GraphStore()
         towers = FrozenTowers(bundle, self.graph)
         index = make_index(settings.index, bundle.config.dim)
-        sink = Sink(self.graph, MemoryEmbeddingStore(), index, None, "", None, bundle.model_version, bundle.config.dim, 1)
+        sink = Sink(self.graph, MemoryEmbeddingStore(), index, None, "", bundle.model_version, bundle.config.dim, 1)
         self.kinds = {kind.value: kind for kind in KIND_OF.values()}
         self.updater = Updater(self.graph, towers, sink, self.kinds)
         self.shop, self.sent = shop, history

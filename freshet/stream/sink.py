@@ -61,7 +61,6 @@ class Sink:
         index: ItemIndex,
         changelog: Changelog | None,
         changelog_topic: str,
-        users_topic: str | None,
         model_version: str,
         dim: int,
         fence: int,
@@ -69,6 +68,7 @@ class Sink:
         wall: Callable[[], float] = time.time,
         should_stop: Callable[[], bool] = lambda: False,
         sleep: Callable[[float], None] = time.sleep,
+        users_topic: str | None = None,
     ) -> None:
         self.graph = graph
         self.store = store

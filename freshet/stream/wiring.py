@@ -104,8 +104,9 @@ def run_worker(
         index = make_index(settings.index, bundle.config.dim)
         sink = Sink(
             graph, store, index, producer, settings.topics.embeddings_products,
-            settings.topics.embeddings_users if settings.topics.publish_users else None, bundle.model_version,
+            bundle.model_version,
             bundle.config.dim, fence, settings.sink, should_stop=should_stop,
+            users_topic=settings.topics.embeddings_users if settings.topics.publish_users else None,
         )  # fmt: skip
         kinds = topics.kinds(settings.topics)
         updater = Updater(graph, FrozenTowers(bundle, graph), sink, kinds, settings.decode, settings.ripple)
@@ -161,7 +162,7 @@ def warm_up(bundle: Bundle) -> None:
     kinds = (Kind.PRODUCT, Kind.PROFILE, Kind.VIEW, Kind.PURCHASE, Kind.SESSION, Kind.PROFILE)
     graph = GraphStore()
     thin = bundle.thin(["p1", "p2"])
-    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", None, "", bundle.config.dim, 1)
+    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", "", bundle.config.dim, 1)
     updater = Updater(graph, FrozenTowers(thin, graph), sink, {kind.value: kind for kind in Kind})
     for kind, event in zip(kinds, events, strict=True):
         updater.step([Record(kind.value, 0, 0, at, encode_record_key(event), encode(event))])

@@ -32,8 +32,12 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["convert", "train", "dayzero", "worker", "replay", "click", "recommend", "similar", "verify", "demo", "status", "broker", "redis"]
-    + ["topics create", "topics describe", "deadletter list"],
+    [
+        *"convert train dayzero worker replay click recommend similar verify demo status broker redis".split(),  # noqa: SIM905
+        "topics create",
+        "topics describe",
+        "deadletter list",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = run(*command.split(), "--help")

@@ -52,7 +52,7 @@ def updater(clock: Clock, store: object | None = None, **sink: object) -> Update
     bundle = random_bundle(config=READS, products=("p1", "p2", "p3"))
     graph = GraphStore()
     made = Sink(
-        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", None, bundle.model_version, READS.dim,
+        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", bundle.model_version, READS.dim,
         fence=5, sleep=lambda s: None, **sink,
     )  # type: ignore[arg-type]  # fmt: skip
     kinds = {kind.value: kind for kind in Kind}
