@@ -118,7 +118,7 @@ def _value(name: str, text: str, hint: Any) -> Any:
         return None
     target = options[0]
     try:
-        if typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint) or object, Mapping):
+        if typing.get_origin(hint) is Mapping:
             return msgspec.json.decode(text, type=dict[str, str])
         if target is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]

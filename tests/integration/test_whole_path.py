@@ -14,10 +14,10 @@ from freshet.store.value import decode_value
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.convert import convert
-from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis, free_port
+from freshet.stream.embedded import EmbeddedRedis, free_port
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind, Line, Product, Profile, Purchase, View
-from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer
 from freshet.stream.local import LocalSystem
 from freshet.stream.records import Outgoing
 from freshet.stream.replay import Pace, replay
@@ -372,22 +372,21 @@ def said(system: LocalSystem, text: str, timeout_s: float = 40.0) -> None:
         time.sleep(0.1)
 
 
-def test_servers_that_come_up_later_are_waited_for(bundle: Path, tmp_path: Path) -> None:
-    kafka_port, redis_port = free_port(), free_port()
-    settings = Settings()
-    with EmbeddedBroker(port=kafka_port) as server, EmbeddedRedis(port=redis_port) as store:
-        system = LocalSystem(tmp_path / "run", settings, server.bootstrap, store.url)
-        system.__enter__()
-    try:
-        system.start_worker(bundle)
-        said(system, "waiting for Kafka")
-        with EmbeddedBroker(port=kafka_port) as server:
-            topics.create(TopicAdmin(system.settings.kafka), system.settings.topics)
-            said(system, "waiting for Redis")
-            with EmbeddedRedis(port=redis_port):
-                system.wait_live(60.0)
-                publish(system, some_events())
-                assert verified(system).passed
-                assert system.stop_worker() == 0
-    finally:
-        system.__exit__(None, None, None)
+def test_servers_that_come_up_later_are_waited_for(
+    apache_kafka: ApacheKafka, bundle: Path, tmp_path: Path, fresh_topics: Callable[[int], topics.TopicSettings]
+) -> None:
+    redis_port = free_port()
+    settings = Settings(topics=fresh_topics(2))
+    with LocalSystem(tmp_path / "run", settings, apache_kafka.bootstrap, f"redis://127.0.0.1:{redis_port}/0") as system:
+        apache_kafka.stop()
+        try:
+            system.start_worker(bundle)
+            said(system, "waiting for Kafka")
+        finally:
+            apache_kafka.start()
+        said(system, "waiting for Redis")
+        with EmbeddedRedis(port=redis_port):
+            system.wait_live(60.0)
+            publish(system, some_events())
+            assert verified(system).passed
+            assert system.stop_worker() == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from freshet.model.config import DAY_MS, TowerConfig
+from freshet.model.config import DAY_MS
 from freshet.model.sampler import SEED_EDGE, NegativePool, Seeds, TemporalLoader, TemporalSampler, time_runs
 from freshet.store.columns import (
     EventColumns,
@@ -21,8 +21,9 @@ from freshet.store.copurchase import FrozenCounts
 from freshet.store.graph import GraphLimits, GraphStore
 from freshet.store.history import History
 from freshet.store.lists import Gather
+from tests.random_bundle import ALL_READS
 
-CONFIG = TowerConfig(dim=8)
+CONFIG = ALL_READS
 
 
 def purchases(lines: list[tuple[str, str, int, int]], cancelled: set[int] | None = None) -> PurchaseColumns:
