@@ -32,7 +32,7 @@ from freshet.stream.replay import Pace, replay
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=150_000)
+    parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--since", help="date: earlier events are history, later ones are replayed")
     parser.add_argument("--until", help="date to stop before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -126,6 +127,8 @@ def run_worker(
                 worker.backfill(log.columns(until_ms=until_ms), sum(log.counts.values()), should_stop, bars.update)
             worker.catch_up(partitions_of(counts), should_stop, bars.update)
             bars.say(f"live: {len(graph.users)} users, {len(graph.products)} products, fence {fence}")
+            gc.collect()
+            gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
             worker.run(should_stop)
             if index_dir is not None:
                 index.snapshot(index_dir, bundle.model_version)

@@ -38,6 +38,8 @@ class WorkerSettings:
     poll_records_max: int = 2_000
     """Records of one micro-batch."""
     commit_interval_ms: float = 500.0
+    commit_wait_ms: float = 10_000.0
+    """Without a moment at which all that was sent is acknowledged, a commit waits for one after this."""
     status_interval_ms: float = 500.0
     sentinel_interval_ms: float = 1_000.0
     """How often the worker asks whether Redis still has its data."""
@@ -122,6 +124,7 @@ class Worker:
         self._popular_tick = -1
         self._ripple_at = 0.0
         self._busy_at = 0.0
+        self._committed_at = 0.0
         self._failures_seen = producer.failures
         self._next: dict[str, float] = {}
         self._committed: dict[TopicPartition, int] = {}
@@ -166,6 +169,7 @@ class Worker:
         self.serving.set_sentinel(self.sink.model_version, str(self.sink.fence))
         self.serving.set_current(self.sink.model_version)
         self.state = "live"
+        self._committed_at = self._monotonic()
         self.publish_status()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -189,7 +193,7 @@ class Worker:
             self.freshness.add(ages)
         self._ripple()
         self.producer.poll()
-        self._maybe("commit", self.settings.commit_interval_ms, self.commit)
+        self._maybe("commit", self.settings.commit_interval_ms, self._commit_if_delivered)
         self._maybe("popular", self.settings.status_interval_ms, self.publish_popular)
         self._maybe("sentinel", self.settings.sentinel_interval_ms, self.check_sentinel)
         self._maybe("status", self.settings.status_interval_ms, self.publish_status)
@@ -211,11 +215,26 @@ class Worker:
 
     def commit(self) -> None:
         """Flush what the steps so far sent, then commit their offsets."""
+        if self.positions != self._committed and self._flush():
+            self._commit_now()
+
+    def _commit_if_delivered(self) -> None:
+        """Commit without waiting, when all that was sent has been acknowledged; wait only if it never is."""
         if self.positions == self._committed:
             return
-        if self._flush():
-            self.consumer.commit(self.positions)
-            self._committed = dict(self.positions)
+        now = self._monotonic()
+        if not len(self.producer):
+            self._check_deliveries()
+            self._commit_now()
+        elif now - self._committed_at > self.settings.commit_wait_ms / 1e3:
+            self.commit()
+        else:
+            self._next["commit"] = now  # at the next turn
+
+    def _commit_now(self) -> None:
+        self.consumer.commit(self.positions)
+        self._committed = dict(self.positions)
+        self._committed_at = self._monotonic()
 
     def check_sentinel(self) -> None:
         """Redis lost its data: write all of it again, then point readers to it."""
@@ -305,18 +324,21 @@ class Worker:
     def _flush(self) -> bool:
         """Whether everything sent so far has been acknowledged."""
         left = self.producer.flush(self.settings.flush_timeout_s)
+        self._check_deliveries()
+        return left == 0
+
+    def _check_deliveries(self) -> None:
         if self.producer.failures > self._failures_seen:
             raise KafkaError(
                 f"{self.producer.failures} records (dead letters or product embeddings) could not be delivered: "
                 f"{self.producer.last_failure}. Their offsets are not committed; start the worker again"
             )
-        return left == 0
 
     def _maybe(self, name: str, interval_ms: float, act: Callable[[], None]) -> None:
         now = self._monotonic()
         if now >= self._next.get(name, 0.0):
+            self._next[name] = now + interval_ms / 1e3
             act()
-            self._next[name] = self._monotonic() + interval_ms / 1e3
 
 
 def partitions_of(described: Mapping[str, int]) -> list[TopicPartition]:
