@@ -43,12 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1_000.0)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--bootstrap", help="a running Kafka without events in its topics (default: the embedded one)")
+    parser.add_argument("--redis", help="a running Redis (default: the embedded one)")
     args = parser.parse_args()
     shop = Shop()
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder:
         bundle = Path(folder) / "bundle"
         dayzero(History.of([decode_events(catalogue(shop))])).save(bundle)
-        with LocalSystem(Path(folder) / "run") as system:
+        with LocalSystem(Path(folder) / "run", bootstrap=args.bootstrap, redis=args.redis) as system:
             system.start_worker(bundle)
             version = system.wait_live()["model_version"]
             ages = measure(system, shop, version, args.rate, args.seconds)

@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--since", help="date: earlier events are history, later ones are replayed")
     parser.add_argument("--until", help="date to stop before")
     parser.add_argument("--bundle", type=Path, help="default: a day-zero bundle of the history")
+    parser.add_argument("--bootstrap", help="a running Kafka without events in its topics (default: the embedded one)")
+    parser.add_argument("--redis", help="a running Redis (default: the embedded one)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder:
         run(args, Path(folder))
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     bundle = args.bundle or folder / "bundle"
     if not args.bundle:
         dayzero(History.of(history)).save(bundle)
-    with LocalSystem(folder / "run") as system:
+    with LocalSystem(folder / "run", bootstrap=args.bootstrap, redis=args.redis) as system:
         system.start_worker(bundle, args.log, args.since)
         system.wait_live()
         producer = RecordProducer(system.settings.kafka)
