@@ -33,8 +33,14 @@ class Sender:
 
 def play(pace: Pace, sender: Sender, stop_after: float = 1e9) -> float:
     done = replay(
-        iter(LINES), sender, TOPICS, pace, lambda: sender.now >= stop_after, monotonic=lambda: sender.now, sleep=sender.sleep
-    )  # fmt: skip
+        iter(LINES),
+        sender,
+        TOPICS,
+        pace,
+        lambda: sender.now >= stop_after,
+        monotonic=lambda: sender.now,
+        sleep=sender.sleep,
+    )
     assert done.events == len(sender.sent)
     return done.seconds
 
@@ -69,5 +75,5 @@ def test_what_is_not_acknowledged_is_an_error_with_its_number() -> None:
 
 @pytest.mark.parametrize("pace", [{"rate": 0.0}, {"speed": -1.0}, {"rate": 1.0, "speed": 1.0}])
 def test_a_pace_that_makes_no_sense_is_refused(pace: dict[str, float]) -> None:
-    with pytest.raises(FreshetError, match="--rate|--speed"):
+    with pytest.raises(FreshetError, match=r"--rate|--speed"):
         Pace(**pace)

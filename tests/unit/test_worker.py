@@ -140,7 +140,7 @@ def test_a_dead_letter_that_could_not_be_delivered_stops_the_worker_before_the_c
     made.turn()
     assert [record.topic for record in broker.sent] == ["dead"]
     broker.failures, broker.open = 1, 0
-    with pytest.raises(KafkaError, match="1 records .* could not be delivered: no leader"):
+    with pytest.raises(KafkaError, match=r"1 records .* could not be delivered: no leader"):
         made.commit()
     assert broker.commits == []
 
