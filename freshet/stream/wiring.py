@@ -183,6 +183,8 @@ def run_replay(
     topic_of = {kind: topic for topic, kind in topics.kinds(settings.topics).items()}
     producer = RecordProducer(settings.kafka)
     total = sum(source.counts.values())
+    producer.connect(settings.kafka.request_timeout_ms / 1e3)
+    time.sleep(SETTLE_S)
     try:
         return publish(
             source.raw(since_ms=since_ms, until_ms=until_ms), producer, topic_of, pace, should_stop,

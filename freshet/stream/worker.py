@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -81,7 +81,6 @@ class Origin:
     backfill: str | None = None
     backfill_until_ms: int | None = None
     started_ms: int = 0
-    start_offsets: dict[str, int] = field(default_factory=dict)
 
 
 class Worker:
