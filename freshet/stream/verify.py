@@ -84,12 +84,14 @@ def wait_until_quiet(
         status = msgspec.json.decode(blob) if blob else {}
         positions = status.get("positions", {})
         behind = [k for k, high in goal.items() if positions.get(k, 0) < high]
-        if status.get("state") in ("live", "stopped") and not behind and not status["ripples_waiting"]:
+        owed = status.get("ripples_waiting", 0) + status.get("undelivered", 0)
+        if status.get("state") in ("live", "stopped") and not behind and not owed:
             return status
         sleep(0.1)
     raise NotQuiet(
         f"the worker is not quiet after {timeout_s:.0f} s (state {status.get('state', 'unknown')!r}, "
-        f"{status.get('ripples_waiting', '?')} ripples waiting): stop the producers, or give --timeout more seconds"
+        f"{status.get('ripples_waiting', '?')} ripples waiting, {status.get('undelivered', '?')} records on their "
+        "way): stop the producers, or give --timeout more seconds"
     )
 
 

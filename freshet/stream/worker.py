@@ -291,6 +291,7 @@ class Worker:
             "products_written": totals.products_written,
             "ripple_waves": totals.waves,
             "ripples_waiting": self.updater.ripples.waiting,
+            "undelivered": len(self.producer),
             "ripple_staleness_ms": round(self.updater.staleness_ms(), 1),
             "freshness_ms": self.freshness.percentiles(),
             "seconds": {k: round(v, 3) for k, v in totals.seconds.items()},
