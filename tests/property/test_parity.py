@@ -18,6 +18,7 @@ from freshet.model.offline import OfflineTowers
 from freshet.store.graph import GraphStore
 from freshet.store.lists import Gather
 from freshet.stream.decode import decode_events
+from freshet.stream.events import Line, Purchase
 from tests.property.logs import LIMITS, logs
 from tests.random_bundle import ALL_READS, random_bundle
 
@@ -28,7 +29,7 @@ PAIRS = FrozenPairs(
     np.array([1, 2, 0], dtype=np.int32),
     np.array([3.0, 1.0, 2.0], dtype=np.float32),
 )
-BUNDLE = random_bundle(products=("p1", "p3"), pairs=PAIRS, cut_ms=4)
+BUNDLE = random_bundle(products=("p1", "p2", "p3", "p4"), pairs=PAIRS, cut_ms=4)
 NARROW = random_bundle(
     seed=1,
     config=TowerConfig(
@@ -154,3 +155,18 @@ def test_an_empty_graph_encodes_nothing_and_a_cold_product_encodes_from_features
     vectors = towers.encode_products(np.array([a, b], dtype=np.int32))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_a_user_is_rippled_when_another_buys_one_of_their_products_with_something_else() -> None:
+    """Only the ripple brings the first user's embedding up to date: nothing of their own has changed."""
+    first = Purchase("a", "u1", 10, items=(Line("p1"), Line("p2")))
+    second = Purchase("b", "u2", 11, items=(Line("p1"), Line("p3")))
+    live = Live(BUNDLE)
+    live.step([first])
+    live.drain()
+    before = live.users["u1"]
+    live.step([second])
+    live.drain()
+    users, _ = offline([first, second], BUNDLE)
+    assert np.abs(users["u1"] - before).max() > 1e-3
+    close(live.users, users)
