@@ -65,6 +65,12 @@ _NO_TOPIC = {
     ck.KafkaError._UNKNOWN_PARTITION,
     ck.KafkaError.UNKNOWN_TOPIC_ID,
 }
+_NO_LEADER = {
+    ck.KafkaError.NOT_LEADER_FOR_PARTITION,
+    ck.KafkaError.LEADER_NOT_AVAILABLE,
+    ck.KafkaError.FENCED_LEADER_EPOCH,
+    ck.KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 _OUT_OF_RANGE = {ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE}
 _FINAL = {
     ck.KafkaError._AUTHENTICATION,
@@ -223,18 +229,24 @@ class PartitionConsumer:
     def _watermarks(
         self, partitions: Iterable[TopicPartition], timeout_s: float
     ) -> dict[TopicPartition, tuple[int, int]]:
-        marks = {}
-        for topic, partition in partitions:
-            asked = ck.TopicPartition(topic, partition)
-            name = f"topic {topic}, partition {partition}"
+        end = self._monotonic() + timeout_s
+        marks = {tp: self._watermark(tp, end, timeout_s) for tp in partitions}
+        return self._last_fetched(marks) if marks and self._underreports() else marks
+
+    def _watermark(self, tp: TopicPartition, end: float, timeout_s: float) -> tuple[int, int]:
+        name = f"topic {tp[0]}, partition {tp[1]}"
+        while True:
             try:
-                found = self._consumer.get_watermark_offsets(asked, timeout=timeout_s, cached=False)
+                found = self._consumer.get_watermark_offsets(ck.TopicPartition(*tp), timeout=timeout_s, cached=False)
             except ck.KafkaException as error:
+                # A topic made just now has partitions before the one that is asked knows that it leads them.
+                if error.args[0].code() in _NO_LEADER and self._monotonic() < end:
+                    time.sleep(LEADER_WAIT_S)
+                    continue
                 raise _translated(error, self.settings, f"watermarks of {name}", name) from error
             if found is None:
                 raise KafkaUnavailable(self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s")
-            marks[topic, partition] = found
-        return self._last_fetched(marks) if marks and self._underreports() else marks
+            return int(found[0]), int(found[1])
 
     def _underreports(self) -> bool:
         if self._embedded is None:
@@ -327,6 +339,8 @@ class PartitionConsumer:
             logger.warning("commit of group %s failed: %s", self.settings.group_id, error.str())
 
 
+LEADER_WAIT_S = 0.1
+"""Pause between two questions to a broker that does not yet know who leads a partition."""
 RECHECK_TIMEOUT_S = 0.5
 """Of one comparison after a connection broke; a poll may take so much longer while the broker is down."""
 

@@ -33,7 +33,7 @@ class KafkaSettings:
     """How long such a comparison has to disagree before it is believed: a broker that starts knows little at first."""
     close_timeout_ms: int = 5_000
     """How long the consumer may take to finish its commits when it closes."""
-    linger_ms: float = 1.0
+    linger_ms: float = 5.0
     """How long the producer waits for a batch to fill."""
     idempotence: bool = True
     """Whether the broker drops the producer's own repetitions and keeps their order."""

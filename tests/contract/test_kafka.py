@@ -49,6 +49,14 @@ def made(settings: KafkaSettings, name: str, partitions: int = 3) -> str:
     return name
 
 
+def test_topics_can_be_read_as_soon_as_they_are_made(
+    settings: KafkaSettings, consumer: PartitionConsumer, fresh_name: Name
+) -> None:
+    # Apache Kafka answers "not the leader" for a moment; a worker that starts right then must not give up.
+    name = made(settings, fresh_name("wide"), partitions=60)
+    assert consumer.watermarks([(name, p) for p in range(60)]) == {(name, p): (0, 0) for p in range(60)}
+
+
 def send(settings: KafkaSettings, *records: Outgoing) -> list[tuple[str | None, int | None]]:
     """Send and wait; the delivery reports in the order they came."""
     producer = RecordProducer(settings)

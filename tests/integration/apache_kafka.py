@@ -1,10 +1,16 @@
-"""Apache Kafka as the integration tests run it: fetched once by Maven, one KRaft node on loopback ports."""
+"""Apache Kafka as the integration tests run it: fetched once by Maven, one KRaft node on loopback ports.
+
+    python -m tests.integration.apache_kafka python -m bench.freshness --seconds 30
+
+runs a command with `--bootstrap` and the broker's address added to it, then ends the broker.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -131,3 +137,18 @@ class ApacheKafka(EmbeddedServer):
             "auto.create.topics.enable": "true",  # Kafka's default, and a trap that our clients must not step into
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def main() -> None:
+    """See the module."""
+    server = ApacheKafka(fetch_jars())
+    try:
+        server.start()
+        done = subprocess.run([*sys.argv[1:], "--bootstrap", server.bootstrap], check=False)
+    finally:
+        server.discard()
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
