@@ -39,13 +39,16 @@ def main() -> None:
     with ExitStack() as stack:
         bootstrap = args.bootstrap or stack.enter_context(EmbeddedBroker()).bootstrap
         kafka, names = KafkaSettings(bootstrap=bootstrap, linger_ms=args.linger_ms), topics.TopicSettings()
-        topics.create(TopicAdmin(kafka), names)
-        sent_s, latency_ms = measure(kafka, names, args.rate, args.seconds)
-    rows = []
+        admin = TopicAdmin(kafka)
+        topics.create(admin, names)
+        partitions = partitions_of(topics.verify_topics(admin, names))
+        sent_s, latency_ms = measure(kafka, names.view, partitions, args.rate, args.seconds)
+    rows: list[tuple[str, float, float, float]] = []
     for part in range(PARTS):
         start, end = part * args.seconds / PARTS, (part + 1) * args.seconds / PARTS
         inside = latency_ms[(sent_s >= start) & (sent_s < end)]
-        rows.append((f"{start:.1f} to {end:.1f} s", *(float(x) for x in np.percentile(inside, [50, 99, 100]))))
+        p50, p99, most = np.percentile(inside, [50, 99, 100])
+        rows.append((f"{start:.1f} to {end:.1f} s", float(p50), float(p99), float(most)))
     table(("", "p50 ms", "p99 ms", "max ms"), rows)
     p50, p99 = np.percentile(latency_ms, [50, 99])
     result(
@@ -61,11 +64,11 @@ def main() -> None:
 
 
 def measure(
-    kafka: KafkaSettings, names: topics.TopicSettings, rate: float, seconds: float
+    kafka: KafkaSettings, topic: str, partitions: list[tuple[str, int]], rate: float, seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every record, when it was sent (seconds since the start) and its latency in milliseconds."""
     consumer = PartitionConsumer(kafka)
-    consumer.assign(dict.fromkeys(partitions_of(TopicAdmin(kafka).describe(list(topics.kinds(names)))), 0))
+    consumer.assign(dict.fromkeys(partitions, 0))
     producer = RecordProducer(kafka)
     producer.connect(10.0)
     count = int(rate * seconds)
@@ -86,7 +89,7 @@ def measure(
         while (left := start + i / rate - time.perf_counter()) > 0:
             time.sleep(left)
         value = f"{time.perf_counter():24.9f}".encode().ljust(RECORD_BYTES)
-        producer.send(Outgoing(names.view, f"u{i % USERS}".encode(), value))
+        producer.send(Outgoing(topic, f"u{i % USERS}".encode(), value))
     producer.flush(30.0)
     reading.join(30.0)
     given_up.set()
