@@ -1,0 +1,1 @@
+"""One line instead of a pipeline: what `freshet query` says, chooses and answers."""
