@@ -54,6 +54,7 @@ class WriteBench:
         self.store = RedisStore(settings)
         self.client = redis.Redis.from_url(settings.url)
         self.prefix = f"{settings.namespace}:{VERSION}:unguarded:"
+        self.guarded, self.guards = f"{settings.namespace}:{VERSION}:user:", f"{settings.namespace}:{VERSION}:gone:"
         self.per_call = settings.keys_per_call
         self.users = [f"user-{i}" for i in range(args.users)]
         self.vector = np.random.default_rng(1).standard_normal(args.dim).astype("<f4").tobytes()
@@ -119,7 +120,7 @@ class WriteBench:
         for start in range(0, len(values), self.per_call):
             pipe = self.client.pipeline(transaction=False)
             for user, value in zip(self.users[start : start + self.per_call], values[start:], strict=False):
-                pipe.evalsha(script, 1, f"{self.prefix}{user}", 0, value)
+                pipe.evalsha(script, 1, f"{self.prefix}{user}", 0, self.guards, value)
             pipe.execute()
 
     def small(self) -> float:
@@ -134,9 +135,9 @@ class WriteBench:
 
     def clear(self) -> None:
         """Leave the server as it was."""
-        self.store.delete(VERSION, self.users)
         for start in range(0, len(self.users), self.per_call):
-            self.client.delete(*(self.prefix + user for user in self.users[start : start + self.per_call]))
+            users = self.users[start : start + self.per_call]
+            self.client.delete(*(prefix + user for prefix in (self.prefix, self.guarded) for user in users))
         for each in (self.store, self.client):
             each.close()
 

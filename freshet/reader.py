@@ -21,6 +21,9 @@ from freshet.store.index_snapshot import read_manifest
 from freshet.store.value import EmbeddingValue, decode_value
 
 FOR_YOU, POPULAR = "for you", "popular"
+
+NORM_MIN = 1e-12
+"""Least norm a vector is divided by."""
 """Why a product is recommended."""
 
 
@@ -60,8 +63,8 @@ class Embedding:
 class Recommendations:
     """Products for a user, best first, as (product, score, reason).
 
-    The reason 'for you' comes with the inner product of user and product, 'popular' with a rate in events a
-    day. `source` is 'personal' where the user's embedding was used; popular products may still fill the end.
+    The reason 'for you' comes with the inner product of user and product, 'popular' with the product's
+    popularity. `source` is 'personal' where the user's embedding was used; popular products may still fill the end.
     """
 
     items: list[tuple[str, float, str]]
@@ -232,6 +235,7 @@ class Reader:
     def similar(self, product_id: str, k: int = 10) -> list[tuple[str, float]]:
         """The k products most like this one, itself left out, as (product, cosine). Does not read Redis.
 
+        Likeness leaves out the last coordinate, which holds popularity (`docs/contracts.md`).
         Raises UnknownProduct, and FreshetError for k below 1.
         """
         index, _ = self._held.pair("")
@@ -241,7 +245,10 @@ class Reader:
                 f"product {product_id!r} is not in the index: it is withdrawn, or has not been in the catalogue "
                 "or in an event yet"
             )
-        found = index.search(vector, k, None, [[product_id]])
+        content = vector.copy()
+        content[:, -1] = 0.0
+        content /= max(float(np.linalg.norm(content)), NORM_MIN)
+        found = index.search(content, k, None, [[product_id]])
         return list(zip(found.ids[0], found.scores[0].tolist(), strict=True))
 
     def close(self) -> None:

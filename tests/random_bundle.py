@@ -8,6 +8,7 @@ from freshet.model.bundle import Bundle, FrozenPairs
 from freshet.model.config import FeatureConfig, LayerReads, TowerConfig
 from freshet.model.features import Vocabulary, table_rows
 from freshet.store.lists import Gather
+from freshet.store.popularity import PopularityConfig
 
 FEATURES = FeatureConfig(
     category_buckets=64, brand_buckets=32, price_buckets=8, token_buckets=64, geo_buckets=16, description_dim=4
@@ -15,6 +16,8 @@ FEATURES = FeatureConfig(
 
 ALL_READS = TowerConfig(
     dim=16,
+    activation="relu",
+    popularity=PopularityConfig(half_life_ms=40, tick_ms=7, view_weight=0.5, steps=64),
     user=LayerReads(
         outer={
             "purchased": Gather(4, half_life_ms=50.0),
@@ -61,6 +64,8 @@ def random_bundle(
     weights = {name: table(rows, dim) for name, rows in table_rows(features, len(products) + 1).items()}
     if features.description_dim:
         weights["product.description_absent"] = table(dim)
+    if config.popularity is not None:
+        weights["popularity.weight"] = np.array([0.1], dtype=np.float32)
     for tower, layer, nodes in LAYERS:
         for node in nodes:
             weights[f"{tower}.{layer}.self.{node}"] = table(dim, dim)
@@ -75,4 +80,5 @@ def random_bundle(
         vocabulary=Vocabulary({p: i + 1 for i, p in enumerate(products)}, (1.0, 5.0, 10.0), (17_000.0, 17_200.0)),
         cut_ms=cut_ms,
         pairs=pairs or FrozenPairs.none(),
+        popular=[(product, 2.0 + i) for i, product in enumerate(products)],
     )

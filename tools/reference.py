@@ -83,7 +83,8 @@ def architecture() -> str:
     lines = ["freshet/"]
     for path in [root / "__init__.py", *sorted(p for p in root.glob("*.py") if p.stem != "__init__")]:
         lines.append(f"  {path.name:<22}{_summary(path)}")
-    for folder in (root / "stream", root / "stream" / "convert", root / "model", root / "store"):
+    parts = [root / part for part in ("stream", "model", "store")]
+    for folder in [f for p in parts for f in (p, *sorted(inner.parent for inner in p.glob("*/__init__.py")))]:
         indent = "  " * len(folder.relative_to(root).parts)
         lines.append(f"{indent}{folder.name + '/':<22}{_summary(folder / '__init__.py')}".rstrip())
         for path in sorted(p for p in folder.glob("*.py") if p.stem != "__init__"):

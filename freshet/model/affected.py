@@ -131,6 +131,16 @@ class Ripples:
         self.note_inner(done.inner_users, done.inner_products, now_ms)
         self.user.note_sources(NO_NODES, touched.products_x, now_ms)
         self.item.due.add(touched.rows(*self.config.item.outer))
+        if self.config.popularity is not None:
+            self.item.due.add(touched.rows("purchased_by", "viewed_by"))
+        self.item.note_due(now_ms)
+
+    def note_moved(self, products: I32, now_ms: float) -> None:
+        """A tick moved the popularity of these products."""
+        if self.config.popularity is None:
+            return
+        self.reserve()
+        self.item.due.add(products)
         self.item.note_due(now_ms)
 
     def note_inner(self, users: I32, products: I32, now_ms: float) -> None:

@@ -4,7 +4,7 @@ bundle.json            what it is: versions, configuration, cut, evaluation, a c
 weights.safetensors    the weights, float32, matrices [in, out]
 vocabulary.json        product ids of the rows of `product.id`, bucket borders
 copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
-popular.json           [product id, purchases in the 28 days before the cut], most bought first
+popular.json           [product id, popularity at the cut], most popular first
 parity.json, parity.safetensors   a small event log and the embeddings it must come to
 """
 
@@ -34,10 +34,10 @@ from freshet.store import columns
 from freshet.store.columns import F32, I32, I64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.lists import Gather
+from freshet.store.popularity import FrozenPopularity, PopularityConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARITY_ATOL = 1e-5
-POPULAR_MAX = 1000
 
 Kind = Literal["trained", "dayzero"]
 
@@ -57,18 +57,20 @@ class FrozenPairs:
     """Co-purchase counts over a numbering of the bundle's own.
 
     `product` lists the ids; `ptr` [products + 1] int64, `nbr` [n] int32 and `count` [n] float32 are a CSR
-    over their places in that list.
+    over their places in that list, `orders` [products] float32 says in how many orders each was.
     """
 
     product: list[str]
     ptr: I64
     nbr: I32
     count: F32
+    orders: F32
 
     @staticmethod
     def none() -> FrozenPairs:
         """No history."""
-        return FrozenPairs([], np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        none = np.zeros(0, np.float32)
+        return FrozenPairs([], np.zeros(1, np.int64), np.zeros(0, np.int32), none, none)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Fixture:
 @dataclass(frozen=True)
 class Bundle:
     """A frozen model. `weights` hold float32 arrays by name (see `towers.weight_shapes`); `cut_ms` is the time
-    up to which purchases are counted in `pairs`; `popular` is sorted, most bought first."""
+    up to which purchases are counted in `pairs`; `popular` are popularities at the cut, greatest first."""
 
     kind: Kind
     config: TowerConfig
@@ -95,7 +97,7 @@ class Bundle:
     vocabulary: Vocabulary
     cut_ms: int
     pairs: FrozenPairs = field(default_factory=FrozenPairs.none)
-    popular: list[tuple[str, int]] = field(default_factory=list)
+    popular: list[tuple[str, float]] = field(default_factory=list)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     fixture: Fixture | None = None
     model_version: str = ""
@@ -107,7 +109,7 @@ class Bundle:
     def frozen_counts(self, graph: Interns) -> FrozenCounts:
         """The co-purchase counts in the numbers of `graph`, which learns the products it did not know."""
         if not self.pairs.product:
-            return FrozenCounts(self.cut_ms, np.zeros(1, np.int64), self.pairs.nbr, self.pairs.count)
+            return FrozenCounts(self.cut_ms, np.zeros(1, np.int64), self.pairs.nbr, self.pairs.count, self.pairs.orders)
         number = graph.intern_products(self.pairs.product)
         sizes = np.zeros(int(number.max()) + 1, dtype=np.int64)
         sizes[number] = np.diff(self.pairs.ptr)
@@ -116,11 +118,20 @@ class Bundle:
         place += np.arange(self.pairs.nbr.shape[0])
         nbr, count = np.empty_like(self.pairs.nbr), np.empty_like(self.pairs.count)
         nbr[place], count[place] = number[self.pairs.nbr], self.pairs.count
-        return FrozenCounts(self.cut_ms, ptr, nbr, count)
+        orders = np.zeros(sizes.shape[0], dtype=np.float32)
+        orders[number] = self.pairs.orders
+        return FrozenCounts(self.cut_ms, ptr, nbr, count, orders)
+
+    def frozen_popularity(self, graph: Interns) -> FrozenPopularity:
+        """Popularity at the cut in the numbers of `graph`, which learns the products it did not know."""
+        number = graph.intern_products([product for product, _ in self.popular])
+        value = np.zeros(int(number.max(initial=-1)) + 1, dtype=np.float32)
+        value[number] = [popularity for _, popularity in self.popular]
+        return FrozenPopularity(self.cut_ms, value)
 
     def thin(self, products: list[str]) -> Bundle:
-        """The same model that knows the co-purchases among `products` only: the parity fixture's, so that
-        checking it costs milliseconds and not a pass over the catalogue."""
+        """The same model that knows the co-purchases and the popularity of `products` only: the parity fixture's,
+        so that checking it costs milliseconds and not a pass over the catalogue."""
         wanted = {p: i for i, p in enumerate(products)}
         place = np.array([wanted.get(p, -1) for p in self.pairs.product], dtype=np.int32)
         source = np.repeat(place, np.diff(self.pairs.ptr))
@@ -129,7 +140,10 @@ class Bundle:
         kept = kept[np.argsort(source[kept], kind="stable")]
         ptr = np.zeros(len(products) + 1, dtype=np.int64)
         np.cumsum(np.bincount(source[kept], minlength=len(products)), out=ptr[1:])
-        return replace(self, pairs=FrozenPairs(list(products), ptr, nbr[kept], self.pairs.count[kept]), fixture=None)
+        orders = np.zeros(len(products), dtype=np.float32)
+        orders[place[place >= 0]] = self.pairs.orders[place >= 0]
+        pairs = FrozenPairs(list(products), ptr, nbr[kept], self.pairs.count[kept], orders)
+        return replace(self, pairs=pairs, popular=[(p, n) for p, n in self.popular if p in wanted], fixture=None)
 
     def save(self, path: str | Path) -> None:
         """Write the bundle to the folder `path`, whole or not at all; a bundle already there is replaced.
@@ -207,7 +221,7 @@ class Bundle:
                 }
             ),
             "copurchase.safetensors": dump_tensors(
-                {"ptr": self.pairs.ptr, "nbr": self.pairs.nbr, "count": self.pairs.count}
+                {name: getattr(self.pairs, name) for name in ("ptr", "nbr", "count", "orders")}
             ),
             "popular.json": _json(self.popular),
         }
@@ -238,7 +252,7 @@ def _load(path: Path) -> Bundle:
                 tuple(words["signup_edges"]),
             ),
             cut_ms=head["cut_ms"],
-            pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"]),
+            pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
             popular=[(p, n) for p, n in json.loads(data["popular.json"])],
             evaluation=head["evaluation"],
             fixture=fixture,
@@ -334,7 +348,8 @@ def _tower_config(raw: dict[str, Any]) -> TowerConfig:
     def layers(tower: dict[str, Any]) -> LayerReads:
         return LayerReads(**{layer: {r: Gather(**g) for r, g in reads.items()} for layer, reads in tower.items()})
 
-    return TowerConfig(**(raw | {"user": layers(raw["user"]), "item": layers(raw["item"])}))
+    popularity = raw["popularity"] and PopularityConfig(**raw["popularity"])
+    return TowerConfig(**(raw | {"user": layers(raw["user"]), "item": layers(raw["item"]), "popularity": popularity}))
 
 
 def _dump_fixture(fixture: Fixture) -> dict[str, bytes]:

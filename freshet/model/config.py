@@ -6,7 +6,9 @@ Each tower is two layers of GraphSAGE over several relations. With `h` a table o
                (sum over j of weight[n, r, j] * h[nbr[n, r, j]]) @ W_r
 
 The inner layer reads feature vectors `x` and ends in `activation`; the outer layer reads inner states and
-ends in L2 normalisation. The inner layer reads products only (a product's users would bring it their
+ends in L2 normalisation. With `popularity`, the last coordinate of an embedding is not the layer's: it is 1 for
+every user, and the product's level of popularity times a learned weight, so that an inner product is
+`cosine + weight * level`. The inner layer reads products only (a product's users would bring it their
 profiles and nothing else, and cost a ripple for each of their changes). `user` lists are purchased, viewed,
 has_session; `product` lists are co_purchased, purchased_by, viewed_by; a session's list is `contains`. A
 relation that is not named is not read, and costs nothing when it changes.
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from freshet.store.lists import Gather
+from freshet.store.popularity import PopularityConfig
 
 Reads = Mapping[str, Gather]
 """Relation -> how it is read. For has_session, `num_neighbors` sessions; for contains, items a session."""
@@ -64,26 +67,27 @@ def _user_tower() -> LayerReads:
     """What earns its keep on validation data (`docs/decisions/towers.md`)."""
     return LayerReads(
         outer={
-            "purchased": Gather(20, half_life_ms=60 * DAY_MS),
-            "viewed": Gather(10, half_life_ms=30 * DAY_MS),
-            "has_session": Gather(2),
+            "purchased": Gather(50, distinct=True),
+            "viewed": Gather(20, half_life_ms=30 * DAY_MS, distinct=True),
         },
-        inner={"contains": Gather(10)},
+        inner={},
     )
 
 
 def _item_tower() -> LayerReads:
-    return LayerReads(outer={"co_purchased": Gather(10), "purchased_by": Gather(5)}, inner={})
+    return LayerReads(outer={"co_purchased": Gather(20)}, inner={})
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """`dim` of every state and of the embeddings, the activation of the inner layer, and what is read."""
+    """`dim` of every state and of the embeddings, the activation of the inner layer, what is read, and how
+    popularity enters (None: not at all)."""
 
     dim: int = 128
-    activation: Literal["relu", "none"] = "none"
+    activation: Literal["normalise", "relu", "none"] = "normalise"
     user: LayerReads = field(default_factory=_user_tower)
     item: LayerReads = field(default_factory=_item_tower)
+    popularity: PopularityConfig | None = field(default_factory=PopularityConfig)
 
     def reads(self, tower: Literal["user", "item"], layer: Literal["outer", "inner"], node: str) -> Reads:
         """What nodes of type `node` read in one layer of one tower."""

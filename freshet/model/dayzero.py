@@ -17,15 +17,17 @@ import torch
 from torch.nn import functional as fn
 
 from freshet.model.bundle import Bundle, FrozenPairs
-from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
+from freshet.model.config import FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
 from freshet.model.parity import make_fixture
 from freshet.model.towers import weight_shapes
 from freshet.store.columns import F32, I32, I64, Bool
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.history import History, Lines
+from freshet.store.popularity import PopularityConfig, of_history
 
-POPULAR_DAYS = 28
+POPULARITY_MIN = 0.01
+"""Less than this is no popularity."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ def dayzero(
     """A bundle from the history up to `cut_ms` (all of it by default), in seconds. An empty history is
     fine: attributes then get random vectors, so that products of like attributes lie together."""
     settings = settings or DayZeroConfig()
-    config = TowerConfig(activation="none") if config is None else config
+    config = TowerConfig(activation="none", popularity=None) if config is None else config
     features = features or FeatureConfig()
-    if config.activation != "none":
-        raise ValueError("a day-zero bundle propagates features: TowerConfig.activation must be 'none'")
+    if config.activation != "none" or config.popularity is not None:
+        raise ValueError(
+            "a day-zero bundle propagates features: TowerConfig.activation must be 'none', and popularity None"
+        )
     last = max((int(lines.time[-1]) for lines in (history.purchases, history.views) if lines.time.shape[0]), default=0)
     cut_ms = last if cut_ms is None else cut_ms
     vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min)
@@ -74,7 +78,7 @@ def dayzero(
         vocabulary=vocabulary,
         cut_ms=cut_ms,
         pairs=frozen_pairs(history, history.freeze(cut_ms, settings.partners_max)),
-        popular=popular(history, cut_ms),
+        popular=frozen_popularity(history, cut_ms, config.popularity or PopularityConfig()),
     )
     return replace(bundle, fixture=make_fixture(bundle))
 
@@ -135,21 +139,16 @@ def frozen_pairs(history: History, counts: FrozenCounts) -> FrozenPairs:
     start, end = counts.slices(rows.astype(np.int32))
     ptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(end - start)])
     ids = [name for name in history.products.names(rows.astype(np.int32)) if name is not None]
-    return FrozenPairs(ids, ptr, place[counts.nbr], counts.count)
+    return FrozenPairs(ids, ptr, place[counts.nbr], counts.count, counts.orders[rows])
 
 
-def popular(history: History, cut_ms: int, most: int = 1000) -> list[tuple[str, int]]:
-    """The products bought most in the 28 days up to the cut; views where nothing was bought."""
-    count = counts_until(history, cut_ms, cut_ms - POPULAR_DAYS * DAY_MS)
-    if not count.any():
-        count = counts_until(history, cut_ms, cut_ms - POPULAR_DAYS * DAY_MS, views=True)
-    rows = np.lexsort((history.products.hash, -count))[:most]
-    rows = rows[count[rows] > 0]
-    return [
-        (p, int(n))
-        for p, n in zip(history.products.names(rows.astype(np.int32)), count[rows], strict=True)
-        if p is not None
-    ]
+def frozen_popularity(history: History, cut_ms: int, config: PopularityConfig) -> list[tuple[str, float]]:
+    """Popularities of what happened up to the cut, greatest first; those that round to nothing are left out."""
+    found = of_history(history, cut_ms + 1, config)
+    rows = np.lexsort((history.products.hash, found))[::-1].astype(np.int32)
+    rows = rows[found[rows] >= POPULARITY_MIN]
+    names = history.products.names(rows)
+    return [(p, round(float(n), 4)) for p, n in zip(names, found[rows], strict=True) if p is not None]
 
 
 def counts_until(history: History, cut_ms: int, after_ms: int = -1, views: bool = False) -> I64:

@@ -26,6 +26,7 @@ from freshet.store import kernels
 from freshet.store.columns import F32, I32
 from freshet.store.graph import GraphStore
 from freshet.store.lists import Block, Gather, NeighborLists, grown
+from freshet.store.popularity import Levels, PopularityConfig
 
 TowerName = Literal["user", "item"]
 
@@ -76,6 +77,7 @@ class FrozenTowers:
         self.config = bundle.config
         self.dim = bundle.config.dim
         graph.co_purchased.freeze(bundle.frozen_counts(graph))
+        self.levels = Levels(graph, bundle.frozen_popularity(graph), self.config.popularity or PopularityConfig())
         empty = np.zeros((0, self.dim), dtype=np.float32)
         self.x_user, self.x_product = empty, empty
         self.inner_user_product, self.inner_item_product, self.inner_item_user = empty, empty, empty
@@ -93,6 +95,7 @@ class FrozenTowers:
         products = np.arange(len(self.graph.products), dtype=np.int32)
         self.refresh_features(users, products)
         self.refresh_inner(users, products)
+        self.levels.move()
 
     # --- caches ---------------------------------------------------------------------------------
 
@@ -130,7 +133,7 @@ class FrozenTowers:
     # --- encoding -------------------------------------------------------------------------------
 
     def encode_users(self, users: I32) -> F32:
-        """Embeddings of these users, [n, dim] float32, L2-normalised."""
+        """Embeddings of these users, [n, dim] float32."""
         out = np.empty((users.shape[0], self.dim), dtype=np.float32)
         for start in range(0, users.shape[0], CHUNK):
             part = users[start : start + CHUNK]
@@ -143,11 +146,11 @@ class FrozenTowers:
                     inputs[:, i * self.dim : (i + 1) * self.dim] = self._session_mean(part, gather)
                 else:
                     self._mean(relation, gather, part, self.inner_user_product, blocks, inputs, i)
-            out[start : start + CHUNK] = normalise(layer.apply(inputs))
+            out[start : start + CHUNK] = self._finished(layer.apply(inputs), None)
         return out
 
     def encode_products(self, products: I32) -> F32:
-        """Embeddings of these products, [n, dim] float32, L2-normalised."""
+        """Embeddings of these products, [n, dim] float32."""
         out = np.empty((products.shape[0], self.dim), dtype=np.float32)
         for start in range(0, products.shape[0], CHUNK):
             part = products[start : start + CHUNK]
@@ -158,8 +161,18 @@ class FrozenTowers:
                 of_users = NEIGHBOR_OF_RELATION[relation] == "user"
                 table = self.inner_item_user if of_users else self.inner_item_product
                 self._mean(relation, gather, part, table, {}, inputs, i)
-            out[start : start + CHUNK] = normalise(layer.apply(inputs))
+            out[start : start + CHUNK] = self._finished(layer.apply(inputs), part)
         return out
+
+    def _finished(self, states: F32, products: I32 | None) -> F32:
+        """L2-normalised; with popularity the last coordinate is 1 for users, and a product's weighted level."""
+        if self.config.popularity is None:
+            return normalise(states)
+        states[:, :-1] = normalise(states[:, :-1])
+        states[:, -1] = (
+            1.0 if products is None else self.levels.read(products) * self.bundle.weights["popularity.weight"]
+        )
+        return states
 
     def _inner(self, tower: TowerName, node: str, nodes: I32, blocks: dict[tuple[str, Gather], Block]) -> F32:
         layer = self._layers[tower, "inner", node]
@@ -209,7 +222,7 @@ class FrozenTowers:
     def _activate(self, states: F32) -> F32:
         if self.config.activation == "relu":
             np.maximum(states, 0.0, out=states)
-        return states
+        return normalise(states) if self.config.activation == "normalise" else states
 
 
 def encode_fixture(bundle: Bundle, fixture: Fixture) -> tuple[F32, F32]:

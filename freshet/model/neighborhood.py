@@ -19,6 +19,7 @@ from freshet.model.features import ProductCodes, SessionCodes, UserCodes, sessio
 from freshet.store.columns import F32, I32, I64
 from freshet.store.graph import GraphStore
 from freshet.store.lists import Block, Gather
+from freshet.store.popularity import FrozenPopularity, PopularityConfig, popularity
 from freshet.store.sessions import SessionBlock
 
 EdgeType = tuple[str, str, str]
@@ -36,13 +37,15 @@ class ListReader(Protocol):
 
     def device_names(self, devices: I32) -> Sequence[str | None]: ...
 
+    def levels(self, products: I32) -> F32: ...
+
 
 @dataclass
 class Walk:
     """What was met on the way from the targets.
 
     `node`: ids of each role, int32. `edge`: source and owner (places in `node`, int64) and weight (float32),
-    sorted by owner. `origin`: see `Neighborhood`. `device`, `duration_s`: of each session.
+    sorted by owner. `origin`: see `Neighborhood`. `device`, `duration_s`: of each session. `level`: of each item.
     """
 
     node: dict[str, I32] = field(default_factory=dict)
@@ -50,6 +53,7 @@ class Walk:
     origin: dict[str, I64] = field(default_factory=dict)
     device: Sequence[str | None] = ()
     duration_s: F32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    level: F32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
 
 @dataclass
@@ -58,7 +62,8 @@ class Neighborhood:
 
     `edge_index` maps an edge type to [2, edges] int64 and `edge_weight` to [edges] float32, summing to 1
     for each owner. `origin` maps `user_product` and `item_product` to their place in `product`, and
-    `item` to its place in `item_product`. Codes are those of the roles.
+    `item` to its place in `item_product`. Codes are those of the roles; `level` [items] float32 are levels of
+    popularity (empty when the towers do not use them).
     """
 
     edge_index: dict[EdgeType, Tensor]
@@ -68,6 +73,7 @@ class Neighborhood:
     user: UserCodes
     item_user: UserCodes
     session: SessionCodes
+    level: Tensor
 
 
 def walk(reader: ListReader, config: TowerConfig, users: I32, items: I32, products: int) -> Walk:
@@ -88,6 +94,8 @@ def walk(reader: ListReader, config: TowerConfig, users: I32, items: I32, produc
             out.edge[edge_type] = _edges(block, place)
     out.origin["user_product"] = place[out.node["user_product"]]
     out.origin["item_product"] = place[out.node["item_product"]]
+    if config.popularity is not None:
+        out.level = reader.levels(items)
     return out
 
 
@@ -187,14 +195,16 @@ def neighborhood(found: Walk, products: ProductCodes, users: UserCodes, features
         users.take(found.node["user"]),
         users.take(found.node["item_user"]),
         session_codes(found.device, found.duration_s, features),
+        torch.from_numpy(found.level),
     )
 
 
 class GraphReader:
-    """Lists as they stand in a graph store now."""
+    """Lists as they stand in a graph store now, and levels of popularity at the newest tick."""
 
-    def __init__(self, graph: GraphStore) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphStore, frozen: FrozenPopularity, config: PopularityConfig | None) -> None:
+        self.graph, self._frozen = graph, frozen
+        self._popularity = config or PopularityConfig()
 
     def block(self, role: str, relation: str, nodes: I32, gather: Gather) -> Block:
         if relation == "co_purchased":
@@ -212,6 +222,10 @@ class GraphReader:
 
     def device_names(self, devices: I32) -> Sequence[str | None]:
         return named_devices(self.graph.devices.all_names(), devices)
+
+    def levels(self, products: I32) -> F32:
+        at_ms = self._popularity.tick(self.graph.event_time_max, self._frozen.cut_ms)
+        return self._popularity.level(popularity(self.graph, products, at_ms, self._frozen, self._popularity))
 
 
 def named_devices(names: Sequence[str], devices: I32) -> list[str | None]:

@@ -35,7 +35,7 @@ class OfflineTowers:
             graph.co_purchased.freeze(bundle.frozen_counts(graph))
         self.towers = Towers(bundle.config, bundle.features, bundle.weights["product.id"].shape[0])
         self.towers.load(bundle.weights).eval()
-        self.reader = GraphReader(graph)
+        self.reader = GraphReader(graph, bundle.frozen_popularity(graph), bundle.config.popularity)
         self._products, self._users = self._codes()
 
     def _codes(self) -> tuple[ProductCodes, UserCodes]:

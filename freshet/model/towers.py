@@ -118,6 +118,8 @@ class Towers(nn.Module):
         )
         if features.description_dim:
             self.table["product_description_absent"] = nn.Parameter(torch.zeros(config.dim))
+        if config.popularity is not None:
+            self.popularity = nn.Parameter(torch.zeros(1))
         conv = BagSAGEConv if fused else WeightedSAGEConv
         self.layer = nn.ModuleDict({f"{t}_{y}": HeteroLayer(t, y, config, conv) for t, y in LAYERS})
 
@@ -152,7 +154,7 @@ class Towers(nn.Module):
         return x
 
     def forward(self, graph: Neighborhood, keep_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings of the roles `user` [q, dim] and `item` [t, dim], L2-normalised."""
+        """Embeddings of the roles `user` [q, dim] and `item` [t, dim]; see `config.py`."""
         x = self.x_product(graph.product, keep_id)
         return self.encode_users(graph, x), self.encode_items(graph, x)
 
@@ -165,7 +167,7 @@ class Towers(nn.Module):
             "session": self.x_session(graph.session),
         }
         inner = self._activated(self.layer["user_inner"](states, graph))
-        return fn.normalize(self.layer["user_outer"](inner, graph)["user"], dim=-1)
+        return self._finished(self.layer["user_outer"](inner, graph)["user"], None)
 
     def encode_items(self, graph: Neighborhood, x: Tensor) -> Tensor:
         """Embeddings of the role `item`; `x` are the feature vectors of the role `product`."""
@@ -176,11 +178,20 @@ class Towers(nn.Module):
         }
         inner = self._activated(self.layer["item_inner"](states, graph))
         inner["item"] = inner["item_product"][graph.origin["item"]]
-        return fn.normalize(self.layer["item_outer"](inner, graph)["item"], dim=-1)
+        return self._finished(self.layer["item_outer"](inner, graph)["item"], graph.level)
+
+    def _finished(self, states: Tensor, level: Tensor | None) -> Tensor:
+        """L2-normalised; with popularity the last coordinate is 1, or the weight times `level` [n]."""
+        if self.config.popularity is None:
+            return fn.normalize(states, dim=-1)
+        last = states.new_ones(states.shape[0]) if level is None else self.popularity * level
+        return torch.cat([fn.normalize(states[:, :-1], dim=-1), last[:, None]], dim=1)
 
     def _activated(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.config.activation == "relu":
             return {role: state.relu() for role, state in states.items()}
+        if self.config.activation == "normalise":
+            return {role: fn.normalize(state, dim=-1) for role, state in states.items()}
         return states
 
     def named_weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
@@ -189,6 +200,8 @@ class Towers(nn.Module):
         for name, parameter in self.table.items():
             node, rest = name.split("_", 1)
             out[f"{node}.{rest}"] = (parameter, False)
+        if self.config.popularity is not None:
+            out["popularity.weight"] = (self.popularity, False)
         for tower, layer in LAYERS:
             module: Any = self.layer[f"{tower}_{layer}"]
             for node, own in module.own.items():
@@ -246,6 +259,8 @@ def weight_shapes(config: TowerConfig, features: FeatureConfig, id_rows: int) ->
     }
     if features.description_dim:
         shapes["product.description_absent"] = (config.dim,)
+    if config.popularity is not None:
+        shapes["popularity.weight"] = (1,)
     for tower, layer in LAYERS:
         for node in ROLES[tower, layer].values():
             shapes[f"{tower}.{layer}.self.{node}"] = (config.dim, config.dim)

@@ -1,16 +1,17 @@
 """Training: from a history to a frozen bundle.
 
-Trained on edges before the split T, stopped by recall in [T, T + 7 days), tested in the seven days after
-that (as far as the history reaches). Starts from the closed form of `dayzero.py`: a good start is most of
-what a minute of training can reach. `docs/decisions/towers.md` has the figures behind the defaults.
+Trained on the orders before the split T, stopped by recall in [T, T + 7 days), tested in the seven days after
+that (as far as the history reaches). An order is predicted from what its user did before, and from a random part
+of its own basket. `docs/decisions/towers.md` has the figures behind the defaults.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,17 +28,37 @@ from freshet.model.neighborhood import NO_NODES, Neighborhood, neighborhood, wal
 from freshet.model.parity import make_fixture
 from freshet.model.sampler import (
     SEED_EDGE,
+    Candidates,
     HistoryReader,
-    NegativePool,
+    PairSnapshots,
+    PopularityHistory,
     Seeds,
     TemporalLoader,
     TemporalSampler,
     batch_neighborhood,
-    time_runs,
+    order_runs,
 )
-from freshet.model.towers import Towers
+from freshet.model.towers import Towers, weight_shapes
 from freshet.store.columns import F32, I32, Bool
 from freshet.store.history import History, PairHistory
+from freshet.store.popularity import PopularityConfig
+
+ID_STD = 0.05
+"""Standard deviation of the ids before training."""
+
+START_SHARES = {
+    "user.inner.self.user": 1.0,
+    "user.inner.self.product": 1.0,
+    "user.inner.self.session": 1.0,
+    "user.inner.contains": 1.0,
+    "user.outer.purchased": 1.0,
+    "user.outer.viewed": 0.5,
+    "user.outer.has_session": 0.5,
+    "item.inner.self.product": 1.0,
+    "item.outer.self.product": 1.0,
+    "item.outer.co_purchased": 0.5,
+}
+"""Matrices that start as this share of the identity; all others start at zero."""
 
 Progress = Callable[[str, float], None]
 """Told what is going on and which share of it is done, 0 to 1."""
@@ -47,39 +68,58 @@ Progress = Callable[[str, float], None]
 class TrainConfig:
     """How to train.
 
-    `window_days` of edges before the split are trained on, `epochs` times or until `time_budget_s` (0: no
-    budget; only without one are two runs with the same seed equal to the byte). `loss`: sampled softmax
-    over the batch's candidates with logQ correction, or BPR over `negatives_each` negatives a positive, all
-    out of a pool of `pool_draws` products a batch. Batches go forward in time unless `shuffle` (batches,
-    never edges). `novel_weight` is the weight of a first purchase against a repeated one, `view_weight`
-    that of a view; `scale` is where the learned inverse temperature starts. `id_dropout`: share of
-    products a batch takes for unknown. Validation is by recall of at most `validation_users_max` users,
-    `validations` times; training stops after `patience` of them in a row without a better one.
+    `window_days` of orders before the split are trained on, `epochs` times or until `time_budget_s` (0: no
+    budget; only without one are two runs with the same seed equal to the byte).
+
+    `loss`: `softmax` over the whole catalogue where it has at most `full_softmax_max` products, else over the
+    products the batch buys and `pool_draws` others with logQ correction (Bengio and Senecal 2008; Yi et al.
+    2019); `in_batch`: over what the batch buys alone, with logQ correction; `bpr` (Rendle et al. 2009) with
+    `negatives_each` of the `pool_draws` for each positive. Draws are by popularity to `pool_power`.
+
+    A batch is `batch_size` orders that are contiguous in time, and batches come in any order when `shuffle`. An
+    order counts with the square root of its lines; `novel_weight` is the weight of a first purchase against a
+    repeated one, `view_weight` that of a view. Of the orders of two lines and more `basket_share` have a random
+    part given. `dropout`: share of the entries of a user's lists that a batch does not see; `id_dropout`: share of
+    products it takes for unknown. Co-purchases are counted anew every `snapshot_days` and read from the snapshot
+    before the batch; `partners_max` are kept a product. Products with `purchases_min` purchases have an id row.
+
+    AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
+    tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
+    of the scale times it for the weight of popularity. Validation is by recall of at most `validation_users_max`
+    users, `validations` times; training stops after `patience` of them in a row without a better one.
     """
 
-    loss: Literal["softmax", "bpr"] = "softmax"
-    window_days: float = 220.0
-    epochs: int = 1
-    shuffle: bool = False
+    loss: Literal["softmax", "in_batch", "bpr"] = "softmax"
+    window_days: float = 365.0
+    epochs: int = 9
+    shuffle: bool = True
     time_budget_s: float = 0.0
-    batch_size: int = 8192
-    pool_draws: int = 8192
+    batch_size: int = 256
+    pool_draws: int = 4096
     pool_power: float = 0.75
+    full_softmax_max: int = 8192
     negatives_each: int = 8
-    novel_weight: float = 3.0
+    novel_weight: float = 1.0
     view_weight: float = 0.2
-    learning_rate: float = 2e-3
-    table_learning_rate: float = 3e-4
-    scale: float = 12.0
-    id_dropout: float = 0.2
-    validations: int = 2
+    basket_share: float = 0.75
+    dropout: float = 0.3
+    id_dropout: float = 0.1
+    snapshot_days: float = 28.0
+    partners_max: int = 64
+    purchases_min: int = 1
+    learning_rate: float = 3e-3
+    table_rate: float = 0.1
+    scale_learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    scale: float = 7.0
+    popularity_weight: float = 0.05
+    validations: int = 3
     validation_days: float = 7.0
     validation_users_max: int = 500
     patience: int = 2
     top_k: int = 20
     threads: int = 2
     seed: int = 0
-    start: day0.DayZeroConfig = field(default_factory=day0.DayZeroConfig)
 
 
 def train(
@@ -115,46 +155,81 @@ class _Training:
         self.began_s = clock_s()
         torch.manual_seed(settings.seed)
         cut = self.split_ms - 1
-        self.vocabulary = day0.vocabulary_of(history, cut, settings.start.purchases_min)
+        self.vocabulary = day0.vocabulary_of(history, cut, settings.purchases_min)
         self.codes = day0.history_codes(history, self.features, self.vocabulary)
         users = np.arange(len(history.users), dtype=np.int32)
         self.user_codes = user_codes(history.user_attributes.take(users), self.features, self.vocabulary)
 
     def run(self) -> Bundle:
-        s, history = self.settings, self.history
+        s, history, cut_ms = self.settings, self.history, self.split_ms - 1
         self.progress("start", 0.0)
-        weights = day0.closed_form(
-            history, self.config, self.features, s.start, self.vocabulary, self.codes, self.split_ms - 1
-        )
-        towers = Towers(self.config, self.features, len(self.vocabulary.row_of) + 1, fused=True).load(weights)
-        start_ms = int(self.split_ms - s.window_days * DAY_MS)
-        seeds = Seeds.of(history, start_ms, self.split_ms - 1, s.view_weight)
+        towers = self._untrained()
+        start_ms = max(_first_ms(history) - 1, int(self.split_ms - s.window_days * DAY_MS))
+        seeds = Seeds.of(history, start_ms, cut_ms, s.view_weight)
         if not len(seeds):
             raise ValueError(f"no edge in the {s.window_days} days before the split: set another split or window")
         if s.novel_weight != 1.0:
             share = np.where(_is_repeat(history, seeds), 1.0, s.novel_weight)
             seeds = replace(seeds, weight=(seeds.weight * share).astype(np.float32))
-        pairs = history.pairs_since(history.freeze(start_ms, s.start.partners_max), self.split_ms)
-        bought = day0.counts_until(history, self.split_ms - 1, start_ms)
-        everything = day0.counts_until(history, self.split_ms - 1)
-        pool = NegativePool.of(everything, s.pool_power, s.pool_draws, s.negatives_each)
-        sampler = TemporalSampler(history, pairs, self.config, pool, bought.astype(np.float32), s.seed)
+        step_ms = max(1, int(s.snapshot_days * DAY_MS))
+        pairs = PairSnapshots(history, list(range(start_ms, cut_ms, step_ms)) or [start_ms], s.partners_max)
+        count = day0.counts_until(history, cut_ms) + day0.counts_until(history, cut_ms, views=True)
+        draws = 0 if s.loss == "in_batch" else s.pool_draws
+        full_max = s.full_softmax_max if s.loss == "softmax" else 0
+        candidates = Candidates.of(count, s.pool_power, draws, s.negatives_each, full_max)
+        bought = np.bincount(seeds.product, seeds.weight, minlength=len(history.products)).astype(np.float32)
+        sampler = TemporalSampler(
+            history, pairs, self.config, candidates, bought, s.seed, s.basket_share, s.dropout
+        )  # fmt: skip
         evaluator = Evaluator(history, self.config, self.features, self.codes, self.user_codes, self.split_ms, s)
         trace = self._fit(towers, seeds, sampler, evaluator)
+        popularity = self.config.popularity or PopularityConfig()
         bundle = Bundle(
             kind="trained",
             config=self.config,
             features=self.features,
             weights=towers.export(),
             vocabulary=self.vocabulary,
-            cut_ms=self.split_ms - 1,
+            cut_ms=cut_ms,
             pairs=day0.frozen_pairs(history, evaluator.pairs.frozen),
-            popular=day0.popular(history, self.split_ms - 1),
+            popular=day0.frozen_popularity(history, cut_ms, popularity),
             evaluation=evaluator.report(towers) | {"trace": trace, "settings": asdict(s)},
         )
         bundle = replace(bundle, fixture=make_fixture(bundle))
         self.progress("done", 1.0)
         return bundle
+
+    def _untrained(self) -> Towers:
+        """Random ids, attributes that say nothing yet, and layers that propagate."""
+        config, rows = self.config, len(self.vocabulary.row_of) + 1
+        weights = {
+            name: np.zeros(shape, dtype=np.float32)
+            for name, shape in weight_shapes(config, self.features, rows).items()
+        }
+        rng = np.random.default_rng(self.settings.seed)
+        weights["product.id"][:] = rng.normal(0.0, ID_STD, weights["product.id"].shape)
+        weights["product.id"][0] = 0.0
+        one = np.eye(config.dim, dtype=np.float32)
+        for name, share in START_SHARES.items():
+            if name in weights:
+                weights[name][:] = share * one
+        if config.popularity is not None:
+            weights["popularity.weight"][:] = self.settings.popularity_weight
+        return Towers(config, self.features, rows, fused=True).load(weights)
+
+    def _optimizer(self, towers: Towers, log_scale: nn.Parameter) -> torch.optim.AdamW:
+        s = self.settings
+        tables = [p for name, p in towers.table.items() if name != "product_id"]
+        rest = [towers.table["product_id"], *towers.layer.parameters()]
+        groups = [
+            {"params": tables, "lr": s.learning_rate * s.table_rate},
+            {"params": rest, "lr": s.learning_rate},
+            {"params": [log_scale], "lr": s.scale_learning_rate, "weight_decay": 0.0},
+        ]
+        if self.config.popularity is not None:
+            rate = s.scale_learning_rate / s.scale
+            groups.append({"params": [towers.popularity], "lr": rate, "weight_decay": 0.0})
+        return torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=True)
 
     def _fit(
         self, towers: Towers, seeds: Seeds, sampler: TemporalSampler, evaluator: Evaluator
@@ -163,16 +238,9 @@ class _Training:
         rng = np.random.default_rng(s.seed)
         draw = torch.Generator().manual_seed(s.seed)
         log_scale = nn.Parameter(torch.tensor(float(np.log(s.scale))))
-        tables = list(towers.table.parameters())
-        layers = [*towers.layer.parameters(), log_scale]
-        optimizer = torch.optim.Adam(
-            [{"params": tables, "lr": s.table_learning_rate}, {"params": layers, "lr": s.learning_rate}],
-            betas=(0.9, 0.99),
-        )
+        optimizer = self._optimizer(towers, log_scale)
         rates = [group["lr"] for group in optimizer.param_groups]
-        best = Checkpoint()
-        best.offer(evaluator.validate(towers), towers)
-        trace = [{"step": 0.0, "seconds": self.clock_s() - self.began_s, **best.found}]
+        best, trace = Checkpoint(), list[dict[str, float]]()
         fit_s = self.clock_s()
         due, losses = 1, list[float]()
         for step, (share, data) in enumerate(self._batches(seeds, sampler, rng)):
@@ -183,12 +251,12 @@ class _Training:
                 found = evaluator.validate(towers)
                 better = best.offer(found, towers)
                 seconds, mean = self.clock_s() - self.began_s, float(np.mean(losses)) if losses else float("nan")
-                trace.append({"step": step, "seconds": seconds, "loss": mean, **found})
+                trace.append({"step": step, "seconds": seconds, "loss": mean, "scale": float(log_scale.detach().exp()), **found})
                 losses.clear()
                 if share >= 1.0 or (not better and best.missed >= s.patience):
                     break
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1.0 - 0.9 * min(share, 1.0))
+                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
             graph = batch_neighborhood(data, self.codes, self.user_codes, self.features)
             keep = torch.rand(len(graph.product), generator=draw) >= s.id_dropout
             user, item = towers(graph, keep)
@@ -206,7 +274,7 @@ class _Training:
         data = None
         for epoch in range(self.settings.epochs):
             sampler.epoch = epoch
-            runs = time_runs(len(seeds), self.settings.batch_size, rng, self.settings.shuffle)
+            runs = order_runs(seeds, self.settings.batch_size, rng, self.settings.shuffle)
             for i, data in enumerate(TemporalLoader(seeds, sampler, runs)):
                 yield (epoch + i / len(runs)) / self.settings.epochs, data
         yield 1.0, data
@@ -223,7 +291,7 @@ def loss_of(user: Tensor, item: Tensor, data: Any, log_scale: Tensor, loss: str)
     else:
         logits = log_scale.exp() * (user @ item.T)
         each = torch.logsumexp(logits - data["item"].log_q, dim=1)[query] - logits[query, positive]
-    mean: Tensor = (weight * each).sum() / weight.sum()
+    mean: Tensor = (weight * each).sum() / weight.sum().clamp_min(1e-9)
     return mean
 
 
@@ -238,8 +306,9 @@ class Evaluator:
         self.codes, self.user_codes, self.settings = codes, users, settings
         self.split_ms = split_ms
         self.window_ms = int(settings.validation_days * DAY_MS)
-        frozen = history.freeze(split_ms - 1, settings.start.partners_max)
+        frozen = history.freeze(split_ms - 1, settings.partners_max)
         self.pairs: PairHistory = history.pairs_since(frozen, split_ms + 2 * self.window_ms)
+        self.popularity = PopularityHistory(history, config.popularity) if config.popularity else None
         self.sample = self._targets(0, settings.validation_users_max)
 
     def validate(self, towers: Towers) -> dict[str, float]:
@@ -273,7 +342,8 @@ class Evaluator:
         return user, item
 
     def _neighborhood(self, users: I32, items: I32, at_ms: int) -> Neighborhood:
-        reader = HistoryReader(self.history, self.pairs, np.full(users.shape[0], at_ms, dtype=np.int64), at_ms)
+        target_ms = np.full(users.shape[0], at_ms, dtype=np.int64)
+        reader = HistoryReader(self.history, self.pairs, target_ms, at_ms, popularity=self.popularity)
         found = walk(reader, self.config, users, items, len(self.history.products))
         return neighborhood(found, self.codes, self.user_codes, self.features)
 
@@ -318,6 +388,10 @@ def _is_repeat(history: History, seeds: Seeds) -> Bool:
     found = known[place] == asked if known.shape[0] else np.zeros(asked.shape[0], dtype=np.bool_)
     before: Bool = found & (lines.time[first[place]] < seeds.time)
     return before
+
+
+def _first_ms(history: History) -> int:
+    return min(int(part.time[0]) for part in (history.purchases, history.views) if part.time.shape[0])
 
 
 @contextmanager

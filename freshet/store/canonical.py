@@ -18,9 +18,7 @@ def canonical(graph: GraphStore) -> bytes:
     state = {
         "users": _users(graph),
         "products": _products(graph),
-        "forgotten": sorted(
-            [h, until] for h, until in graph.forgotten_by_hash.items() if not _is_back(graph, h)
-        ),
+        "forgotten": sorted([h, until] for h, until in graph.forgotten_by_hash.items() if not _is_back(graph, h)),
         "event_time_max": graph.event_time_max,
     }
     return msgspec.msgpack.encode(state)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from freshet.store import kernels
+from freshet.store import pair_kernels
 from freshet.store.columns import F32, I32, I64, U64
 from freshet.store.dirty import DirtySet
 from freshet.store.lists import Block, NeighborLists, empty_block
@@ -21,21 +21,23 @@ from freshet.store.lists import Block, NeighborLists, empty_block
 class FrozenCounts:
     """Pair counts of the history up to `cut_ms`, the top N partners of each product.
 
-    CSR over products: `ptr` [products + 1] int64, `nbr` [n] int32, `count` [n] float32. A product with a
-    number past the end of `ptr` has none.
+    CSR over products: `ptr` [products + 1] int64, `nbr` [n] int32, `count` [n] float32; `orders` [m] float32 is
+    in how many orders each product was. A product with a number past the end of `ptr` or `orders` has none.
     """
 
     cut_ms: int
     ptr: I64
     nbr: I32
     count: F32
+    orders: F32
 
     @staticmethod
     def none() -> FrozenCounts:
         """No history: every live entry counts."""
         return FrozenCounts(
-            -1, np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
-        )
+            -1, np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32),
+            np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32),
+        )  # fmt: skip
 
     def slices(self, products: I32) -> tuple[I64, I64]:
         """Start and end of each product's partners, [n] int64 each."""
@@ -62,10 +64,10 @@ def top_frequent(
     start, end = counts.slices(products)
     most_frozen = int((end - start).max(initial=0))
     most_live = int(lengths.max(initial=0))
-    kernels.top_frequent(
+    pair_kernels.top_frequent(
         starts, heads, lengths, lists.capacity, lists.nbr, lists.time, lists.flag,
         np.full(products.shape[0], counts.cut_ms, dtype=np.int64), start, end, counts.nbr, counts.count,
-        rank, max(1, most_frozen + most_live), block.nbr, block.weight,
+        counts.orders, rank, max(1, most_frozen + most_live), block.nbr, block.weight,
     )  # fmt: skip
     return block
 
@@ -93,4 +95,4 @@ class CoPurchases:
         """Mark every product that holds one of `products` as a partner, live or frozen."""
         self.live.mark_listers(products, dirty)
         ptr, rows = self._listers
-        dirty.tail = kernels.mark_frozen_listers(products, ptr, rows, dirty.member, dirty.queue, dirty.tail)
+        dirty.tail = pair_kernels.mark_frozen_listers(products, ptr, rows, dirty.member, dirty.queue, dirty.tail)

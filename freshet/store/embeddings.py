@@ -1,7 +1,8 @@
 """What Freshet needs of a place for embeddings: its protocols, and their rule.
 
 A write counts iff its `seq` is greater than that of what is there. An equal one is the same write again
-and changes nothing; a smaller one comes from a worker that has been replaced and is refused.
+and changes nothing; a smaller one comes from a worker that has been replaced and is refused. A deletion is
+a write: its `seq` stays for a while where the value was, so that no older value comes back.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ class EmbeddingStore(Protocol):
         """The values of n users, None where there is none."""
         ...
 
-    def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
-        """Remove users; nothing of them stays."""
+    def delete(self, model_version: str, user_ids: Sequence[str], seq: Seq) -> NDArray[np.bool_]:
+        """Remove n users; returns [n] bool, true where the store holds a greater `seq` and refused.
+
+        For the store's `guard_s` no value with a smaller `seq` is taken for them; what is kept for that names
+        nobody. Raises StoreUnavailable.
+        """
         ...
 
     def user_ids(self, model_version: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from freshet.store import kernels
+from freshet.store import kernels, pair_kernels
 from freshet.store.attributes import KEY_MAX, NEVER_MS, Registers
 from freshet.store.columns import (
     F32,
@@ -41,10 +41,10 @@ PRODUCT_LISTS = ("purchased_by", "viewed_by", "co_purchased")
 class GraphLimits:
     """Entries kept for each node, by relation; more than a forward pass reads (cancelled ones keep their slot)."""
 
-    purchased_max: int = 24
-    viewed_max: int = 24
-    purchased_by_max: int = 16
-    viewed_by_max: int = 16
+    purchased_max: int = 64
+    viewed_max: int = 32
+    purchased_by_max: int = 64
+    viewed_by_max: int = 32
     co_purchased_max: int = 64
     sessions_max: int = 6
     session_items_max: int = 12
@@ -118,8 +118,16 @@ class GraphStore:
         touched.lists = {r: np.unique(np.concatenate(rows)) for r, rows in changed.items()}
         touched.new_users = np.arange(users_before, len(self.users), dtype=np.int32)
         touched.new_products = np.arange(products_before, len(self.products), dtype=np.int32)
-        self._sweep_forgotten(events.profiles, touched)
+        rows = events.profiles
+        asked = {name for name, value in zip(rows.user, rows.attributes, strict=True) if value is None}
+        self.sweep_forgotten(asked, touched)
         return touched
+
+    def merge(self, other: GraphStore) -> Touched:
+        """Merge another graph into this one; see `merge_graphs`. Raises LimitsDiffer."""
+        from freshet.store.merge import merge_graphs  # it is written in terms of this class
+
+        return merge_graphs(self, other)
 
     def is_withdrawn(self, products: I32) -> Bool:
         """[n] bool: the newest catalogue record of the product withdraws it."""
@@ -130,7 +138,8 @@ class GraphStore:
 
     # --- parts of apply -------------------------------------------------------------------------
 
-    def _intern_users(self, ids: list[str]) -> I32:
+    def intern_users(self, ids: list[str]) -> I32:
+        """Numbers of users, adding those not seen before; one who was forgotten comes back forgotten."""
         before = len(self.users)
         numbers = self.users.intern(ids)
         self._reserve()
@@ -162,13 +171,14 @@ class GraphStore:
     def _apply_profiles(self, rows: ProfileColumns, touched: Touched, changed: dict[str, list[I32]]) -> None:
         if not rows.user:
             return
-        users = self._intern_users(rows.user)
+        users = self.intern_users(rows.user)
         touched.users_x = self.user_attributes.merge(users, rows.time, rows.key, list(rows.attributes))
         for i, attributes in enumerate(rows.attributes):
             if attributes is None:
-                self._forget(int(users[i]), int(rows.time[i]), changed)
+                self.forget(int(users[i]), int(rows.time[i]), changed)
 
-    def _forget(self, user: int, until_ms: int, changed: dict[str, list[I32]]) -> None:
+    def forget(self, user: int, until_ms: int, changed: dict[str, list[I32]]) -> None:
+        """Drop what the user did up to and including `until_ms`; adds the rows it changed to `changed`."""
         if until_ms <= self.forgotten_until[user]:
             return
         self.forgotten_until[user] = until_ms
@@ -182,9 +192,11 @@ class GraphStore:
         changed.setdefault("purchased_by", []).append(self.purchased_by.anonymise(user, until_ms))
         changed.setdefault("viewed_by", []).append(self.viewed_by.anonymise(user, until_ms))
 
-    def _sweep_forgotten(self, rows: ProfileColumns, touched: Touched) -> None:
-        """Drop the ids of forgotten users who have nothing newer; a hash stays, to refuse late events."""
-        asked = {name for name, value in zip(rows.user, rows.attributes, strict=True) if value is None}
+    def sweep_forgotten(self, asked: set[str], touched: Touched) -> None:
+        """Drop the ids of those asked for, and of new users, who were forgotten and have nothing newer.
+
+        A hash stays, to refuse late events. Writes `forgotten` and `forgotten_ids` of `touched`.
+        """
         asked.update(
             name
             for number in touched.new_users.tolist()
@@ -196,9 +208,7 @@ class GraphStore:
             if user is None or not self._is_bare(user):
                 continue
             known_until = self.forgotten_by_hash.get(int(self.users.hash[user]), NEVER_MS)
-            self.forgotten_by_hash[int(self.users.hash[user])] = max(
-                known_until, int(self.forgotten_until[user])
-            )
+            self.forgotten_by_hash[int(self.users.hash[user])] = max(known_until, int(self.forgotten_until[user]))
             self.users.forget(user)
             gone.append(user)
             touched.forgotten_ids.append(name)
@@ -214,14 +224,12 @@ class GraphStore:
     def _apply_products(self, rows: ProductColumns, touched: Touched) -> None:
         if rows.product:
             products = self.intern_products(rows.product)
-            touched.products_x = self.product_attributes.merge(
-                products, rows.time, rows.key, list(rows.attributes)
-            )
+            touched.products_x = self.product_attributes.merge(products, rows.time, rows.key, list(rows.attributes))
 
     def _apply_views(self, rows: ViewColumns, changed: dict[str, list[I32]]) -> None:
         if not rows.user:
             return
-        users, products = self._intern_users(rows.user), self.intern_products(rows.product)
+        users, products = self.intern_users(rows.user), self.intern_products(rows.product)
         key = self._line_keys(rows.event_hash, users, products)
         flags = np.zeros(users.shape[0], dtype=np.uint8)
         self._merge_both(
@@ -231,7 +239,7 @@ class GraphStore:
     def _apply_purchases(self, rows: PurchaseColumns, changed: dict[str, list[I32]]) -> None:
         if not rows.user:
             return
-        users, products = self._intern_users(rows.user), self.intern_products(rows.product)
+        users, products = self.intern_users(rows.user), self.intern_products(rows.product)
         key = self._line_keys(rows.event_hash, users, products)
         flags = rows.cancelled.astype(np.uint8)
         self._merge_both(
@@ -265,7 +273,7 @@ class GraphStore:
     def _apply_sessions(self, rows: SessionColumns, changed: dict[str, list[I32]]) -> None:
         if not rows.user:
             return
-        users, products = self._intern_users(rows.user), self.intern_products(rows.product)
+        users, products = self.intern_users(rows.user), self.intern_products(rows.product)
         session_hash = hash_ids(rows.session)
         device = np.full(users.shape[0], -1, dtype=np.int32)
         for i, name in enumerate(rows.device):
@@ -293,7 +301,7 @@ class GraphStore:
         src, dst = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
         line, pair_key = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.uint64)
         flag = np.empty(room, dtype=np.uint8)
-        n = kernels.order_pairs(
+        n = pair_kernels.order_pairs(
             rows.order_start, products, self.products.hash[products], key, rows.cancelled,
             self.limits.partners_max, src, dst, line, pair_key, flag,
         )  # fmt: skip

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store import kernels
+from freshet.store import kernels, pair_kernels
 from freshet.store.attributes import NEVER_MS, Registers
-from freshet.store.columns import F32, I32, I64, U64, EventColumns, ProductAttributes, UserAttributes
+from freshet.store.columns import F32, I32, I64, U64, Bool, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.graph import GraphLimits
 from freshet.store.ids import IdMap, hash_ids
@@ -87,7 +88,7 @@ class TimedLists:
         first, lengths = self.window(rows, before_ms)
         kernels.gather_recent(
             first, np.zeros_like(lengths), lengths, NO_RING, self.nbr, self.time, self.value, self.flag,
-            gather.half_life_ms, gather.weigh_value, block.nbr, block.weight,
+            gather.half_life_ms, gather.weigh_value, gather.distinct, block.nbr, block.weight,
         )  # fmt: skip
         return block
 
@@ -106,10 +107,10 @@ class PairHistory:
         start, end = self.frozen.slices(products)
         first, lengths = self.since.window(products, before_ms)
         most = int((end - start).max(initial=0)) + int(lengths.max(initial=0))
-        kernels.top_frequent(
+        pair_kernels.top_frequent(
             first, np.zeros_like(lengths), lengths, NO_RING, self.since.nbr, self.since.time, self.since.flag,
             np.full(products.shape[0], self.frozen.cut_ms, dtype=np.int64), start, end, self.frozen.nbr,
-            self.frozen.count, self.rank, max(1, most), block.nbr, block.weight,
+            self.frozen.count, self.frozen.orders, self.rank, max(1, most), block.nbr, block.weight,
         )  # fmt: skip
         return block
 
@@ -199,20 +200,34 @@ class History:
 
     def freeze(self, cut_ms: int, top_n: int = 32) -> FrozenCounts:
         """Pair counts of the orders with `time <= cut_ms`: the `top_n` partners of each product."""
-        src, dst, _, _, flag = self._pairs(-1, cut_ms)
+        return self.freeze_each([cut_ms], top_n)[0]
+
+    def freeze_each(self, cuts_ms: Sequence[int], top_n: int = 32) -> list[FrozenCounts]:
+        """`freeze` at several times for little more than the price of the latest."""
+        src, dst, time, _, flag = self._pairs(-1, max(cuts_ms, default=-1))
         size = max(1, len(self.products))
-        pair, count = np.unique(src[flag == 0].astype(np.int64) * size + dst[flag == 0], return_counts=True)
-        often = np.bincount(pair[count > 1] // size, minlength=size) >= top_n
-        some = (count > 1) | ~often[pair // size]  # pairs seen once cannot be among the top of the others
-        pair, count = pair[some], count[some]
-        source, partner = pair // size, (pair % size).astype(np.int32)
-        order = np.lexsort((self.products.hash[partner], count, source))[::-1]
-        source = source[order]
-        first = np.searchsorted(-source, -source, side="left")
-        kept = order[np.arange(order.shape[0]) - first < top_n][::-1]
-        ptr = np.zeros(size + 1, dtype=np.int64)
-        np.cumsum(np.bincount(pair[kept] // size, minlength=size), out=ptr[1:])
-        return FrozenCounts(cut_ms, ptr, partner[kept], count[kept].astype(np.float32))
+        pair = (src.astype(np.int64) * size + dst)[flag == 0]
+        order = np.argsort(pair, kind="stable")
+        pair, time = pair[order], time[flag == 0][order]
+        start = np.flatnonzero(np.diff(pair, prepend=-1))
+        source, partner = pair[start] // size, (pair[start] % size).astype(np.int32)
+        return [self._frozen(cut, source, partner, _counted(time <= cut, start), top_n) for cut in cuts_ms]
+
+    def _frozen(self, cut_ms: int, source: I64, partner: I32, count: I64, top_n: int) -> FrozenCounts:
+        """The `top_n` partners of each source by damped count; pairs are sorted by source."""
+        size = max(1, len(self.products))
+        lines = self.purchases
+        inside = (lines.time <= cut_ms) & (lines.flag == 0)
+        orders = np.bincount(lines.product[inside], minlength=size).astype(np.float32)
+        there = np.flatnonzero(count)
+        source, partner, count = source[there], partner[there], count[there]
+        damped = (count / np.sqrt(orders[partner] + 5.0)).astype(np.float32)
+        top = np.empty((size, top_n), dtype=np.int64)
+        pair_kernels.top_of_rows(_row_starts(source, size), damped, self.products.hash[partner], top)
+        kept = np.sort(top[top >= 0])
+        return FrozenCounts(
+            cut_ms, _row_starts(source[kept], size), partner[kept], count[kept].astype(np.float32), orders
+        )
 
     def pairs_since(self, frozen: FrozenCounts, until_ms: int) -> PairHistory:
         """Co-purchases readable at any time in `(frozen.cut_ms, until_ms]`."""
@@ -237,7 +252,7 @@ class History:
         src, dst = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
         line, key = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.uint64)
         flag = np.empty(room, dtype=np.uint8)
-        kernels.order_pairs(
+        pair_kernels.order_pairs(
             order_start, lines.product, self.products.hash[lines.product], lines.key, lines.flag != 0, most,
             src, dst, line, key, flag,
         )  # fmt: skip
@@ -338,6 +353,18 @@ class _Reading:
         return TimedSessions(
             ptr, time[order], replaced[order], device[order], duration[order], item_start, product[item], click[item]
         )
+
+
+def _row_starts(rows: NDArray[Any], size: int) -> I64:
+    """`ptr` [size + 1] of a CSR whose entries are in `rows`."""
+    ptr = np.zeros(size + 1, dtype=np.int64)
+    np.cumsum(np.bincount(rows, minlength=size), out=ptr[1:])
+    return ptr
+
+
+def _counted(there: Bool, start: NDArray[np.int64]) -> I64:
+    """How many of each run are there; runs begin at `start`."""
+    return np.add.reduceat(there.astype(np.int64), start) if start.shape[0] else start
 
 
 def _joined(parts: list[Lines], forgotten_until: I64) -> Lines:

@@ -147,9 +147,7 @@ def _finite_rows(vectors: ArrayLike, dim: int, ids: Sequence[str] | None) -> F32
     return rows
 
 
-def kept(
-    names: Iterable[str], scores: NDArray[np.float32], k: int, excluded: Collection[str]
-) -> tuple[list[str], F32]:
+def kept(names: Iterable[str], scores: NDArray[np.float32], k: int, excluded: Collection[str]) -> tuple[list[str], F32]:
     """The first k of candidates sorted by score that are not excluded."""
     out, places = [], []
     for place, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The compiled inner loops of the store; the only file that imports numba.
+"""The compiled inner loops of the store; this file and `pair_kernels.py` alone import numba.
 
 Every kernel is a pure function of the arrays it is given and writes only to those its docstring names.
 A *row* is the neighbour list of one node and one relation: a ring of `cap` slots whose entries are
@@ -117,9 +117,7 @@ def merge_entries(  # type: ignore[no-untyped-def]
         else:
             length[r] = n + 1
         for j in range(n, pos, -1):
-            _move(
-                base + (h + j - 1) % cap, base + (h + j) % cap, nbr, time, key, value, flag, nxt, prv, first
-            )
+            _move(base + (h + j - 1) % cap, base + (h + j) % cap, nbr, time, key, value, flag, nxt, prv, first)
         s = base + (h + pos) % cap
         nbr[s] = nbrs[i]
         time[s] = t
@@ -207,27 +205,11 @@ def mark(nodes, dirty, queue, tail):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def mark_frozen_listers(nodes, ptr, rows, dirty, queue, tail):  # type: ignore[no-untyped-def]
-    """Like `mark_listers`, over a fixed CSR (`ptr`, `rows`) of who lists whom."""
-    size = queue.shape[0]
-    for i in range(nodes.shape[0]):
-        node = nodes[i]
-        if node + 1 >= ptr.shape[0]:
-            continue
-        for j in range(ptr[node], ptr[node + 1]):
-            r = rows[j]
-            if not dirty[r]:
-                dirty[r] = True
-                queue[tail % size] = r
-                tail += 1
-    return tail
-
-
-@njit(cache=True, nogil=True)
 def gather_recent(  # type: ignore[no-untyped-def]
-    bases, heads, lengths, cap, nbr, time, value, flag, half_life_ms, value_weight, out_nbr, out_weight
+    bases, heads, lengths, cap, nbr, time, value, flag, half_life_ms, value_weight, distinct, out_nbr, out_weight
 ):
-    """The k newest entries of each row that are not cancelled, with normalised weights.
+    """The k newest entries of each row that are not cancelled, with normalised weights; when `distinct`, of each
+    neighbour the newest one only.
 
     A weight is `2 ** (-age / half_life_ms)` (1 when `half_life_ms` is 0), age against the row's own
     newest entry, times `1 + log1p(value)` when `value_weight` and the value is there. Weights of a row
@@ -246,6 +228,14 @@ def gather_recent(  # type: ignore[no-untyped-def]
                 continue
             if count == 0:
                 newest = time[s]
+            if distinct:
+                seen = False
+                for c in range(count):
+                    if out_nbr[i, c] == nbr[s]:
+                        seen = True
+                        break
+                if seen:
+                    continue
             w = 1.0
             if half_life_ms > 0:
                 w = math.pow(2.0, -float(newest - time[s]) / half_life_ms)
@@ -260,6 +250,38 @@ def gather_recent(  # type: ignore[no-untyped-def]
         for c in range(count, k):
             out_nbr[i, c] = -1
             out_weight[i, c] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def decayed_entries(  # type: ignore[no-untyped-def]
+    rows, cap, head, length, time, flag, at_ms, cut_ms, half_life_ms, slack_ms, out
+):
+    """Entries with `cut_ms < time < at_ms` that are not cancelled, each `2 ** (-age / half_life_ms)`.
+
+    Where a row is full and even its oldest entry is newer than the cut, entries were evicted: they are taken to
+    have come evenly between the cut and the oldest one, at `entries / (span + slack_ms)`. Writes `out` [n].
+    """
+    for i in range(rows.shape[0]):
+        r = np.int64(rows[i])
+        n = np.int64(length[r])
+        base = r * cap
+        total = 0.0
+        count = 0
+        for j in range(n):
+            s = base + (np.int64(head[r]) + j) % cap
+            if time[s] <= cut_ms or time[s] >= at_ms or flag[s] != 0:
+                continue
+            total += math.pow(2.0, -float(at_ms - time[s]) / half_life_ms)
+            count += 1
+        if n == cap and count > 0:
+            oldest = time[base + np.int64(head[r]) % cap]
+            if oldest > cut_ms and oldest < at_ms:
+                rate = count / (float(at_ms - oldest) + slack_ms)
+                left = math.pow(2.0, -float(at_ms - oldest) / half_life_ms)
+                if cut_ms >= 0:
+                    left -= math.pow(2.0, -float(at_ms - cut_ms) / half_life_ms)
+                total += rate * half_life_ms / math.log(2.0) * left
+        out[i] = total
 
 
 @njit(cache=True, nogil=True)
@@ -295,79 +317,8 @@ def weighted_sum(table, nbr, weight, out, column):  # type: ignore[no-untyped-de
                     out[i, column + d] += w * table[node, d]
 
 
-@njit(cache=True, nogil=True)
-def top_frequent(  # type: ignore[no-untyped-def]
-    bases, heads, lengths, cap, nbr, time, flag, cut_ms, frozen_start, frozen_end, frozen_nbr, frozen_count,
-    rank, max_distinct, out_nbr, out_weight,
-):  # fmt: skip
-    """The k neighbours of greatest frequency: frozen count + live entries newer than `cut_ms` [n].
-
-    Ties go to the greater `rank` [nodes] uint64. Weights are `log1p(frequency)`, normalised to sum 1.
-    `frozen_start`, `frozen_end` [n] are slices of `frozen_nbr`, `frozen_count`. Writes `out_nbr` [n, k]
-    int32 and `out_weight` [n, k] float32.
-    """
-    k = out_nbr.shape[1]
-    size = 1
-    while size < 2 * max_distinct:
-        size *= 2
-    slot_of = np.full(size, -1, dtype=np.int32)
-    nodes = np.empty(max_distinct, dtype=np.int32)
-    counts = np.empty(max_distinct, dtype=np.float32)
-    places = np.empty(max_distinct, dtype=np.int32)
-    for i in range(bases.shape[0]):
-        m = 0
-        live = np.int64(lengths[i])
-        for j in range(frozen_end[i] - frozen_start[i] + live):
-            if j < frozen_end[i] - frozen_start[i]:
-                node = frozen_nbr[frozen_start[i] + j]
-                add = frozen_count[frozen_start[i] + j]
-            else:
-                e = j - (frozen_end[i] - frozen_start[i])
-                s = bases[i] + (np.int64(heads[i]) + e) % cap
-                if flag[s] != 0 or time[s] <= cut_ms[i]:
-                    continue
-                node = nbr[s]
-                add = np.float32(1.0)
-            h = (np.int64(node) * 2654435761) & (size - 1)
-            while slot_of[h] >= 0 and nodes[slot_of[h]] != node:
-                h = (h + 1) & (size - 1)
-            if slot_of[h] < 0:
-                slot_of[h] = m
-                nodes[m] = node
-                counts[m] = add
-                places[m] = h
-                m += 1
-            else:
-                counts[slot_of[h]] += add
-        for j in range(m):
-            slot_of[places[j]] = -1
-        total = 0.0
-        taken = min(k, m)
-        for c in range(taken):
-            best = -1
-            for j in range(m):
-                if counts[j] < 0:
-                    continue
-                if (
-                    best < 0
-                    or counts[j] > counts[best]
-                    or (counts[j] == counts[best] and rank[nodes[j]] > rank[nodes[best]])
-                ):
-                    best = j
-            w = math.log1p(counts[best])
-            out_nbr[i, c] = nodes[best]
-            out_weight[i, c] = w
-            total += w
-            counts[best] = -1.0
-        for c in range(taken):
-            out_weight[i, c] = out_weight[i, c] / total
-        for c in range(taken, k):
-            out_nbr[i, c] = -1
-            out_weight[i, c] = 0.0
-
-
 @njit(cache=True, nogil=True, inline="always")
-def _mix(a, b):  # type: ignore[no-untyped-def]
+def mix(a, b):  # type: ignore[no-untyped-def]
     """One round of the splitmix64 finaliser over `a ^ rotated b` (Steele, Lea, Flood 2014)."""
     z = a ^ ((b << np.uint64(31)) | (b >> np.uint64(33)))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -379,39 +330,7 @@ def _mix(a, b):  # type: ignore[no-untyped-def]
 def mix_keys(a, b, c, out):  # type: ignore[no-untyped-def]
     """64-bit key of three 64-bit hashes, element by element; writes `out` [n] uint64."""
     for i in range(a.shape[0]):
-        out[i] = _mix(_mix(a[i] + np.uint64(0x9E3779B97F4A7C15), b[i]), c[i])
-
-
-@njit(cache=True, nogil=True)
-def order_pairs(  # type: ignore[no-untyped-def]
-    order_start, product, product_hash, key, cancelled, partners_max, out_src, out_dst, out_line, out_key, out_flag
-):  # fmt: skip
-    """Pairs of each order: every line with at most `partners_max` of the others, in both directions.
-
-    Which others is a function of the order alone: lines stand in a circle by their key, and each takes
-    those that follow it. `order_start` [m + 1]; `product` [n] dense ids; `product_hash`, `key` [n];
-    `cancelled` [n]. Writes source and destination product, the source's line, a key and the flag
-    (cancelled when either line is); returns how many pairs.
-    """
-    n = 0
-    for o in range(order_start.shape[0] - 1):
-        a = order_start[o]
-        size = order_start[o + 1] - a
-        if size < 2:
-            continue
-        circle = np.argsort(key[a : a + size])
-        take = min(partners_max, size - 1)
-        for i in range(size):
-            src = a + circle[i]
-            for step in range(1, take + 1):
-                dst = a + circle[(i + step) % size]
-                out_src[n] = product[src]
-                out_dst[n] = product[dst]
-                out_line[n] = src
-                out_key[n] = _mix(key[src], product_hash[dst])
-                out_flag[n] = CANCELLED if (cancelled[src] or cancelled[dst]) else 0
-                n += 1
-    return n
+        out[i] = mix(mix(a[i] + np.uint64(0x9E3779B97F4A7C15), b[i]), c[i])
 
 
 @njit(cache=True, nogil=True)

@@ -32,12 +32,14 @@ class Gather:
     """How one relation is read: `num_neighbors` newest entries, weighted by age and value.
 
     `half_life_ms` 0 turns age off; ages are relative to the list's own newest entry. `weigh_value`
-    multiplies by `1 + log1p(value)` where the value (a quantity, seconds of dwell) is there.
+    multiplies by `1 + log1p(value)` where the value (a quantity, seconds of dwell) is there. `distinct` takes of
+    each neighbour the newest entry only.
     """
 
     num_neighbors: int
     half_life_ms: float = 0.0
     weigh_value: bool = False
+    distinct: bool = False
 
 
 def grown(array: NDArray, size: int, fill: float | int = 0) -> NDArray:  # type: ignore[type-arg]
@@ -96,7 +98,7 @@ class NeighborLists:
         known = rows.astype(np.int64)
         kernels.gather_recent(
             known * self.capacity, self.head[rows], self.length[rows], self.capacity, self.nbr, self.time,
-            self.value, self.flag, gather.half_life_ms, gather.weigh_value, block.nbr, block.weight,
+            self.value, self.flag, gather.half_life_ms, gather.weigh_value, gather.distinct, block.nbr, block.weight,
         )  # fmt: skip
         return block
 

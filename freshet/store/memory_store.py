@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha1
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,35 +14,57 @@ from freshet.store.value import Seq, seq_text
 
 
 class MemoryEmbeddingStore:
-    """An `EmbeddingStore` in a dict."""
+    """An `EmbeddingStore` in dicts. `guard_s` is how long a deletion guards against older writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard_s: float = 86_400.0, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._values: dict[tuple[str, str], bytes] = {}
+        self._guards: dict[tuple[str, str], tuple[bytes, float]] = {}
+        self._guard_s = guard_s
+        self._monotonic = monotonic
 
     def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
         """See `EmbeddingStore.upsert`."""
         check_lengths(user_ids, values)
         stale = np.zeros(len(user_ids), dtype=np.bool_)
         for i, (user, value) in enumerate(zip(user_ids, values, strict=True)):
-            held = self._values.get((model_version, user))
-            if held is None or seq_text(value) > seq_text(held):
+            held, new = self._held(model_version, user), seq_text(value)
+            if new > held:
                 self._values[model_version, user] = value
-            else:
-                stale[i] = seq_text(value) < seq_text(held)
+                self._guards.pop((model_version, _nameless(user)), None)
+            stale[i] = new < held
         return stale
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""
         return [self._values.get((model_version, user)) for user in user_ids]
 
-    def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
+    def delete(self, model_version: str, user_ids: Sequence[str], seq: Seq) -> NDArray[np.bool_]:
         """See `EmbeddingStore.delete`."""
-        for user in user_ids:
-            self._values.pop((model_version, user), None)
+        stale = np.zeros(len(user_ids), dtype=np.bool_)
+        new, end = seq.text().encode(), self._monotonic() + self._guard_s
+        for i, user in enumerate(user_ids):
+            held = self._held(model_version, user)
+            if new > held:
+                self._values.pop((model_version, user), None)
+                self._guards[model_version, _nameless(user)] = new, end
+            stale[i] = new < held
+        return stale
 
     def user_ids(self, model_version: str) -> Iterator[str]:
         """See `EmbeddingStore.user_ids`."""
         return iter([user for version, user in self._values if version == model_version])
+
+    def _held(self, model_version: str, user: str) -> bytes:
+        """The text of the `seq` that new writes have to pass; b"" where any will do."""
+        value = self._values.get((model_version, user))
+        if value is not None:
+            return seq_text(value)
+        seq, end = self._guards.get((model_version, _nameless(user)), (b"", 0.0))
+        return seq if self._monotonic() < end else b""
+
+
+def _nameless(user: str) -> str:
+    return sha1(user.encode()).hexdigest()
 
 
 class MemoryServingState:

@@ -15,6 +15,8 @@ class RedisSettings:
     """What every key begins with."""
     ttl_s: int | None = None
     """How long a user's value lives after its last write; None for ever."""
+    guard_s: int = 86_400
+    """How long after a user was forgotten an older write, of a worker that has been replaced, is still refused."""
     timeout_ms: int = 2_000
     """How long a connection attempt or an answer may take."""
     keys_per_call: int = 256
@@ -30,7 +32,7 @@ class RedisSettings:
         return without_password(self.url)
 
     def __post_init__(self) -> None:
-        for name in ("timeout_ms", "keys_per_call", "attempts"):
+        for name in ("guard_s", "timeout_ms", "keys_per_call", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
         if self.ttl_s is not None and self.ttl_s < 1:

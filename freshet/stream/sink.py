@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.columns import F32, I32
@@ -122,15 +123,17 @@ class Sink:
         self._reserve()
         names = [name or "" for name in self.graph.users.names(users)]
         values = self._values(users, vectors)
-        stale = self.insist(lambda: self.store.upsert(self.model_version, names, values))
+        self._check_taken(names, self.insist(lambda: self.store.upsert(self.model_version, names, values)))
+        self._publish_users(names, values)
+
+    def _check_taken(self, names: Sequence[str], stale: NDArray[np.bool_]) -> None:
+        """Raises Fenced where the store refused a user of `names` [n]; `stale` [n] says which."""
         if stale.any():
             first = names[int(np.flatnonzero(stale)[0])]
             raise Fenced(
                 f"the store refused the embedding of user {first!r}: a worker with a newer token than "
                 f"{self.fence} writes there. Another worker runs with the same topics; stop one of the two."
             )
-
-        self._publish_users(names, values)
 
     def _publish_users(self, names: Sequence[str], values: Sequence[bytes | None]) -> None:
         """The changelog of users, where it is kept: one record a user is what its contract asks for."""
@@ -141,7 +144,8 @@ class Sink:
     def forget_users(self, names: Sequence[str]) -> None:
         """Delete the embeddings of these users."""
         if names:
-            self.insist(lambda: self.store.delete(self.model_version, list(names)))
+            seq = self.next_seq()
+            self._check_taken(names, self.insist(lambda: self.store.delete(self.model_version, names, seq)))
             self._publish_users(names, [None] * len(names))
 
     def forget_strangers(self) -> None:

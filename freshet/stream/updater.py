@@ -106,6 +106,8 @@ class Updater:
         with self._stage("new products"):
             self._write_products(affected.new_products)
         self.ripples.note(affected, touched, self._monotonic() * 1e3)
+        with self._stage("popularity"):
+            self.ripples.note_moved(self.towers.levels.move(), self._monotonic() * 1e3)
         self._count(records, decoded, affected.users.shape[0])
         return decoded
 

@@ -119,7 +119,7 @@ def run_worker(
         )
         consumer = PartitionConsumer(settings.kafka)
         worker = Worker(
-            graph, bundle, updater, sink, store, consumer, producer, settings.topics.deadletter,
+            graph, updater, sink, store, consumer, producer, settings.topics.deadletter,
             Placement(counts), origin, settings.worker, settings.popular,
         )  # fmt: skip
         try:

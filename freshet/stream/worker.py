@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from freshet.model.bundle import Bundle
 from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore
@@ -89,7 +88,6 @@ class Worker:
     def __init__(
         self,
         graph: GraphStore,
-        bundle: Bundle,
         updater: Updater,
         sink: Sink,
         serving: ServingState,
@@ -104,7 +102,6 @@ class Worker:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.graph = graph
-        self.bundle = bundle
         self.updater = updater
         self.sink = sink
         self.serving = serving
@@ -120,7 +117,7 @@ class Worker:
         self.state = "starting"
         self._wall = wall
         self._monotonic = monotonic
-        self._popular_tick = -1
+        self._popular_tick: int | None = None
         self._ripple_at = 0.0
         self._busy_at = 0.0
         self._committed_at = 0.0
@@ -240,7 +237,7 @@ class Worker:
         if self.sink.insist(lambda: self.serving.sentinel(self.sink.model_version)) is not None:
             return
         self.state = "rewriting"
-        self._popular_tick = -1
+        self._popular_tick = None
         self.updater.rewrite()
         self.publish_popular()
         version = self.sink.model_version
@@ -250,20 +247,14 @@ class Worker:
 
     def publish_popular(self) -> None:
         """Write the list of popular products when event time has passed a tick."""
-        tick_ms = self.popular_settings.popular_tick_ms
-        tick = self.graph.event_time_max // tick_ms
-        if tick == self._popular_tick or self.graph.event_time_max < 0:
+        levels = self.updater.towers.levels
+        if levels.at_ms == self._popular_tick:
             return
-        prior = np.zeros(len(self.graph.products))
-        for product, count in self.bundle.popular:
-            number = self.graph.products.get(product)
-            if number is not None:
-                prior[number] = count
-        numbers, rates = popular(self.graph, prior, tick * tick_ms, self.popular_settings)
+        numbers, found = popular(self.graph, levels.values(), self.popular_settings)
         names = self.graph.products.names(numbers)
-        blob = msgspec.msgpack.encode(list(zip(names, rates.round(6).tolist(), strict=True)))
+        blob = msgspec.msgpack.encode(list(zip(names, found.round(4).tolist(), strict=True)))
         self.sink.write_blob("popular", blob, self.serving)
-        self._popular_tick = tick
+        self._popular_tick = levels.at_ms
 
     def publish_status(self) -> None:
         """Write what the worker is doing where `freshet status` and `verify` find it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import socket
@@ -74,7 +75,7 @@ def test_what_was_written_is_read(stores: Stores) -> None:
 def test_nothing_is_allowed_everywhere(stores: Stores) -> None:
     assert stores.users.upsert("v1", [], []).shape == (0,)
     assert stores.users.get("v1", []) == []
-    stores.users.delete("v1", [])
+    assert stores.users.delete("v1", [], Seq(1, 1)).shape == (0,)
     assert list(stores.users.user_ids("v1")) == []
 
 
@@ -128,7 +129,8 @@ def test_of_a_user_given_twice_the_greater_seq_stays(stores: Stores, order: tupl
 def test_versions_do_not_touch_each_other(stores: Stores) -> None:
     for version, step in (("v1", 5), ("v2", 1), ("v[12]*", 3)):
         assert not stores.users.upsert(version, ["a", version], [value(1, step)] * 2).any()
-    stores.users.delete("v2", ["a"])
+    stores.users.delete("v2", ["a"], Seq(1, 9))
+    assert not stores.users.upsert("v3", ["a"], [value(1, 1)]).any(), "a deletion guards its own version alone"
     assert stores.users.get("v1", ["a"]) == [value(1, 5)]
     assert sorted(stores.users.user_ids("v1")) == ["a", "v1"]
     assert sorted(stores.users.user_ids("v2")) == ["v2"]
@@ -141,17 +143,58 @@ def test_ids_may_be_any_text(stores: Stores) -> None:
     stores.users.upsert("v1", ODD_IDS, values)
     assert stores.users.get("v1", ODD_IDS) == values
     assert sorted(stores.users.user_ids("v1")) == sorted(ODD_IDS)
-    stores.users.delete("v1", ODD_IDS[:3])
+    stores.users.delete("v1", ODD_IDS[:3], Seq(1, 2))
+    assert stores.users.upsert("v1", ODD_IDS, [value(1, 1)] * len(ODD_IDS)).tolist() == [True] * 3 + [False] * 4
     assert sorted(stores.users.user_ids("v1")) == sorted(ODD_IDS[3:])
 
 
 def test_of_a_deleted_user_nothing_stays(stores: Stores) -> None:
     users = [f"u{i}" for i in range(10)]
     stores.users.upsert("v1", users, [value(5, 5)] * 10)
-    stores.users.delete("v1", [*users[:8], "nobody", users[0]])
+    stale = stores.users.delete("v1", [*users[:8], "nobody", users[0]], Seq(5, 6))
+    assert stale.dtype == np.bool_
+    assert stale.tolist() == [False] * 10
     assert stores.users.get("v1", users) == [None] * 8 + [value(5, 5)] * 2
     assert sorted(stores.users.user_ids("v1")) == users[8:]
-    assert not stores.users.upsert("v1", users[:1], [value(1, 1)]).any()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a known user", "a user nobody knows"])
+def test_a_deletion_is_a_write_that_older_ones_do_not_pass(stores: Stores, known: bool) -> None:
+    """A worker that was replaced still has a write of a user on its way whom its successor was told to forget."""
+    if known:
+        stores.users.upsert("v1", ["ann"], [value(1, 7)])
+    assert not stores.users.delete("v1", ["ann"], Seq(2, 5)).any()
+    for fence, step in ((1, 8), (1, 10**15), (2, 4)):
+        assert stores.users.upsert("v1", ["ann"], [value(fence, step)]).tolist() == [True]
+        assert stores.users.delete("v1", ["ann"], Seq(fence, step)).tolist() == [True]
+    assert not stores.users.delete("v1", ["ann"], Seq(2, 5)).any(), "the same write again"
+    assert not stores.users.upsert("v1", ["ann"], [value(2, 5)]).any()
+    assert stores.users.get("v1", ["ann"]) == [None]
+    assert list(stores.users.user_ids("v1")) == []
+    assert not stores.users.upsert("v1", ["ann"], [value(2, 6)]).any()
+    assert stores.users.get("v1", ["ann"]) == [value(2, 6)]
+
+
+def test_a_deletion_does_not_take_back_what_is_newer(stores: Stores) -> None:
+    users = [f"u{i}" for i in range(8)]
+    newer = users[::3]
+    stores.users.upsert("v1", users, [value(2, 1) if u in newer else value(1, 1) for u in users])
+    assert stores.users.delete("v1", users, Seq(1, 9)).tolist() == [u in newer for u in users]
+    assert sorted(stores.users.user_ids("v1")) == newer
+    assert stores.users.get("v1", newer) == [value(2, 1)] * len(newer)
+    stores.users.upsert("v1", ["u1"], [value(2, 2)])
+    assert stores.users.delete("v1", ["u1"], Seq(2, 2)).tolist() == [False], "an equal seq changes nothing"
+    assert stores.users.get("v1", ["u1"]) == [value(2, 2)]
+
+
+def test_the_twin_keeps_a_deletion_no_longer_than_it_was_told() -> None:
+    now = [0.0]
+    twin = MemoryEmbeddingStore(guard_s=60.0, monotonic=lambda: now[0])
+    twin.delete("v1", ["ann"], Seq(2, 1))
+    now[0] = 59.0
+    assert twin.upsert("v1", ["ann"], [value(1, 1)]).tolist() == [True]
+    now[0] = 60.0
+    assert twin.upsert("v1", ["ann"], [value(1, 1)]).tolist() == [False]
 
 
 # --- what is not a user's -----------------------------------------------------------------------
@@ -249,8 +292,14 @@ def test_the_keys_and_bytes_are_those_of_the_contract(redis_url: str, opened: Op
         other = opened(redis_url, namespace="other")
         assert other.current() is None
         assert list(other.user_ids("v1")) == []
-        store.delete("v1", ["ann"])
+        store.delete("v1", ["ann"], Seq(7, 9))
         assert not client.keys("*ann*")
+        guard = b"freshet:v1:gone:" + hashlib.sha1(b"freshet:v1:user:ann").hexdigest().encode()
+        assert client.keys("*:gone:*") == [guard]
+        assert client.get(guard) == b"0000000000000007.0000000000000009"
+        assert 86_000 < client.ttl(guard) <= 86_400  # type: ignore[operator]
+        store.upsert("v1", ["ann"], [value(7, 10)])
+        assert not client.keys("*:gone:*"), "a newer value takes its place"
 
 
 def test_values_expire_where_that_is_set(redis_url: str, opened: Opener) -> None:
@@ -261,6 +310,17 @@ def test_values_expire_where_that_is_set(redis_url: str, opened: Opener) -> None
         client.expire("freshet:v1:user:ann", 100)
         store.upsert("v1", ["ann"], [value(1, 2)])
         assert client.ttl("freshet:v1:user:ann") > 400  # type: ignore[operator]
+
+
+def test_what_is_left_of_a_deletion_expires(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url, guard_s=1)
+    store.delete("v1", ["ann"], Seq(2, 1))
+    assert store.upsert("v1", ["ann"], [value(1, 1)]).tolist() == [True]
+    with redis.Redis.from_url(redis_url) as client:
+        end = time.monotonic() + 10
+        while client.keys("*:gone:*") and time.monotonic() < end:
+            time.sleep(0.05)
+    assert store.upsert("v1", ["ann"], [value(1, 1)]).tolist() == [False]
 
 
 def test_writers_that_race_leave_the_greatest_seq(redis_url: str, opened: Opener) -> None:
@@ -324,7 +384,7 @@ def test_a_server_that_is_away_is_waited_for_and_then_named(
     calls: list[Callable[[], object]] = [
         lambda: store.upsert("v1", ["a"], [value(1, 2)]),
         lambda: store.get("v1", ["a"]),
-        lambda: store.delete("v1", ["a"]),
+        lambda: store.delete("v1", ["a"], Seq(1, 1)),
         lambda: list(store.user_ids("v1")),
         store.current,
         lambda: store.set_current("v1"),
@@ -464,7 +524,7 @@ def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "to"),
-    [("timeout_ms", 0), ("keys_per_call", 0), ("attempts", 0), ("ttl_s", 0), ("retry_ms", -1.0)],
+    [("timeout_ms", 0), ("keys_per_call", 0), ("attempts", 0), ("ttl_s", 0), ("guard_s", 0), ("retry_ms", -1.0)],
 )
 def test_settings_that_make_no_sense_are_named(setting: str, to: float) -> None:
     with pytest.raises(ValueError, match=setting):

@@ -578,7 +578,7 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_is(monkeypatch: pytest.Monk
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("freshet.store.faiss_index.faiss.omp_set_num_threads", no_memory)
+        patch.setattr("freshet.store.faiss_search.faiss.omp_set_num_threads", no_memory)
         for _ in range(2):
             vectors = unit(rng, 100)
             index.upsert(names, vectors)

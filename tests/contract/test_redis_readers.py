@@ -149,7 +149,8 @@ def test_a_large_batch_is_written_whole_and_its_refusals_are_exact(store: RedisS
     steps = np.array([assert_whole(raw or b"") for raw in store.get("v1", users)])
     np.testing.assert_array_equal(steps, np.where(ahead, 1, 9))
     assert set(store.user_ids("v1")) == set(users)
-    store.delete("v1", users)
+    np.testing.assert_array_equal(store.delete("v1", users, Seq(2, 0)), ahead)
+    assert not store.delete("v1", users, Seq(2, 2)).any()
     assert list(store.user_ids("v1")) == []
 
 

@@ -20,7 +20,10 @@ LIMITS = GraphLimits(
     partners_max=2,
 )
 
-users = st.sampled_from(["u1", "u2", "ü3"])
+USERS = ["u1", "u1", "u2", "u2", "ü3", "u4", "u5", "u6", "u7"]
+"""Two users to whom much happens, and enough others that most logs leave somebody alone for their second half: what
+reaches these only as a ripple is not made good by an event of their own."""
+users = st.sampled_from(USERS)
 products = st.sampled_from(["p1", "p2", "p3", "p4", "p5"])
 times = st.integers(1, 12)
 amounts = st.none() | st.sampled_from([0.0, 1.0, 2.5])
@@ -29,7 +32,7 @@ amounts = st.none() | st.sampled_from([0.0, 1.0, 2.5])
 @st.composite
 def purchases(draw: st.DrawFn) -> Purchase:
     """An order whose content is a function of its id, so that a second draw is a duplicate or a cancellation."""
-    number = draw(st.integers(0, 9))
+    number = draw(st.integers(0, 19))
     rng = random.Random(number)
     lines = rng.sample(["p1", "p2", "p3", "p4", "p5"], rng.randint(1, 5))
     lines += lines[: rng.randint(0, 1)]
@@ -38,7 +41,7 @@ def purchases(draw: st.DrawFn) -> Purchase:
         Line(product_id=p, quantity=rng.choice([None, 1.0, 2.0]), cancelled=cancelled and draw(st.booleans()))
         for p in lines
     )
-    base = {"event_id": f"o{number}", "user_id": rng.choice(["u1", "u2", "ü3"]), "timestamp": rng.randint(1, 12)}
+    base = {"event_id": f"o{number}", "user_id": rng.choice(USERS), "timestamp": rng.randint(1, 12)}
     if len(lines) == 1:
         return Purchase(**base, product_id=lines[0], quantity=items[0].quantity)
     return Purchase(**base, items=items, cancelled=cancelled and draw(st.booleans()))
@@ -62,7 +65,7 @@ def sessions(draw: st.DrawFn) -> Session:
     rng = random.Random(1000 + number)
     return Session(
         event_id=f"s{number}",
-        user_id=rng.choice(["u1", "u2", "ü3"]),
+        user_id=rng.choice(USERS),
         session_id=f"session{rng.randint(0, 3)}",
         timestamp=rng.randint(1, 12),
         device=rng.choice([None, "phone", "desk"]),

@@ -28,6 +28,7 @@ PAIRS = FrozenPairs(
     np.array([0, 2, 3, 3]),
     np.array([1, 2, 0], dtype=np.int32),
     np.array([3.0, 1.0, 2.0], dtype=np.float32),
+    np.array([9.0, 4.0, 1.0], dtype=np.float32),
 )
 BUNDLE = random_bundle(products=("p1", "p2", "p3", "p4"), pairs=PAIRS, cut_ms=4)
 NARROW = random_bundle(
@@ -76,6 +77,7 @@ class Live:
             self.users.pop(name, None)
         self.write_products(due.new_products)
         self.ripples.note(due, touched, 0.0)
+        self.ripples.note_moved(self.towers.levels.move(), 0.0)
 
     def write_users(self, users: np.ndarray) -> None:
         for name, vector in zip(self.graph.users.names(users), self.towers.encode_users(users), strict=True):

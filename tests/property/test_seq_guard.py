@@ -20,8 +20,9 @@ USERS = st.sampled_from(["a", "b", "c", "d", "e"])
 NUMBERS = st.one_of(st.integers(0, 11), st.integers(0, 10**15))
 SEQS = st.builds(Seq, NUMBERS, NUMBERS)
 WRITES = st.lists(st.tuples(USERS, SEQS), max_size=30)
-OPERATIONS = st.lists(st.one_of(WRITES, st.sets(USERS)), max_size=12)
-"""Batches of writes, and sets of users to delete."""
+DELETIONS = st.tuples(st.sets(USERS), SEQS)
+OPERATIONS = st.lists(st.one_of(WRITES, DELETIONS), max_size=12)
+"""Batches of writes, and deletions of some users."""
 
 relaxed = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -74,18 +75,39 @@ def test_any_order_repetition_and_grouping_gives_the_same(
 @given(operations=OPERATIONS)
 @relaxed
 def test_the_twin_does_what_the_server_does(
-    guarded: RedisStore, versions: Iterator[str], operations: list[list[Write] | set[str]]
+    guarded: RedisStore, versions: Iterator[str], operations: list[list[Write] | tuple[set[str], Seq]]
 ) -> None:
     twin, version = MemoryEmbeddingStore(), next(versions)
     for operation in operations:
-        if isinstance(operation, set):
-            for store in (twin, guarded):
-                store.delete(version, sorted(operation))
+        if isinstance(operation, tuple):
+            gone, seq = sorted(operation[0]), operation[1]
+            refused = [store.delete(version, gone, seq).tolist() for store in (twin, guarded)]
         else:
             users, values = [user for user, _ in operation], [value(seq) for _, seq in operation]
             refused = [store.upsert(version, users, values).tolist() for store in (twin, guarded)]
-            assert refused[0] == refused[1]
+        assert refused[0] == refused[1]
         assert twin.get(version, list("abcde")) == guarded.get(version, list("abcde"))
+
+
+@given(writes=WRITES, deletions=st.lists(st.tuples(USERS, SEQS), max_size=8), data=st.data())
+@relaxed
+def test_of_writes_and_deletions_in_any_order_the_greatest_seq_stays(
+    guarded: RedisStore, versions: Iterator[str], writes: list[Write], deletions: list[Write], data: st.DataObject
+) -> None:
+    """As long as the guards last: a deletion is one more write of the semilattice."""
+    twin, version = MemoryEmbeddingStore(), next(versions)
+    seqs = {seq for _, seq in writes}
+    operations = [(u, s, False) for u, s in writes] + [(u, s, True) for u, s in deletions if s not in seqs]
+    for user, seq, deletes in data.draw(st.permutations(operations)):
+        for store in (twin, guarded):
+            if deletes:
+                store.delete(version, [user], seq)
+            else:
+                store.upsert(version, [user], [value(seq)])
+    greatest = {user: max((s, gone) for u, s, gone in operations if u == user) for user, _, _ in operations}
+    expected = [None if gone else value(seq) for seq, gone in greatest.values()]
+    assert guarded.get(version, list(greatest)) == expected
+    assert twin.get(version, list(greatest)) == expected
 
 
 @given(writes=WRITES, at=st.integers(0, 30))

@@ -27,9 +27,10 @@ MAY_IMPORT = {
 HOME_OF_VENDOR = {
     "confluent_kafka": {"freshet/stream/kafka.py"},
     "redis": {"freshet/store/redis_store.py"},
-    "faiss": {"freshet/store/faiss_index.py"},
-    "numba": {"freshet/store/kernels.py"},
+    "faiss": {"freshet/store/faiss_search.py"},
+    "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py"},
     "polars": {"freshet/stream/convert/frames.py"},
+    "lark": {"freshet/stream/query/parse.py"},
 }
 METHODS_MAX = 5
 SCREEN_LINES = 60

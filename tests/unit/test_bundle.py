@@ -57,9 +57,13 @@ def bundle() -> Bundle:
         vocabulary=Vocabulary({"p": 1, "q": 2}, (1.0, 2.0), (17000.0,)),
         cut_ms=1000,
         pairs=FrozenPairs(
-            ["q", "ü", "p"], np.array([0, 2, 2, 3]), np.array([1, 2, 0], np.int32), np.array([5, 3, 3], np.float32)
+            ["q", "ü", "p"],
+            np.array([0, 2, 2, 3]),
+            np.array([1, 2, 0], np.int32),
+            np.array([5, 3, 3], np.float32),
+            np.array([7, 8, 9], np.float32),
         ),
-        popular=[("p", 9), ("q", 2)],
+        popular=[("p", 9.5), ("q", 2.0)],
         evaluation={"recall_at_20": 0.5},
         fixture=Fixture(events(), ["u"], ["p", "q"], np.ones((1, 4), np.float32), np.zeros((2, 4), np.float32)),
     )
@@ -112,6 +116,10 @@ def test_frozen_counts_take_the_numbers_of_the_graph() -> None:
         partners[name] = {graph.products.name(int(counts.nbr[i])): float(counts.count[i]) for i in range(a[0], b[0])}
     assert partners == {"other": {}, "p": {"q": 3.0}, "q": {"ü": 5.0, "p": 3.0}, "ü": {}}
     assert counts.cut_ms == 1000
+    orders = {name: float(counts.orders[number[name]]) for name in ("other", "p", "q", "ü")}
+    assert orders == {"other": 0.0, "p": 9.0, "q": 7.0, "ü": 8.0}
+    left = bundle().frozen_popularity(graph)
+    assert left.of(np.array([number["q"], number["p"], 99], np.int32), 2000, 1000).tolist() == [1.0, 4.75, 0.0]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        *"convert train dayzero worker replay click recommend similar verify demo status broker redis".split(),  # noqa: SIM905
+        *"convert train dayzero worker replay click recommend similar verify demo status broker redis query".split(),  # noqa: SIM905
         "topics create",
         "topics describe",
         "deadletter list",

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from freshet.model.config import DAY_MS
-from freshet.model.sampler import SEED_EDGE, NegativePool, Seeds, TemporalLoader, TemporalSampler, time_runs
+from freshet.model.sampler import (
+    SEED_EDGE,
+    Candidates,
+    PairSnapshots,
+    Seeds,
+    TemporalLoader,
+    TemporalSampler,
+    order_runs,
+)
 from freshet.store.columns import (
     EventColumns,
     ProfileColumns,
@@ -142,20 +150,31 @@ def test_frozen_counts_and_live_pairs_add_up() -> None:
     history = History.of([random_log(1)], GraphLimits(co_purchased_max=1000))
     everything = np.arange(len(history.products), dtype=np.int32)
     at = np.full(len(everything), 1000)
-    whole = history.pairs_since(FrozenCounts.none(), 1000).top(everything, at, 6)
+    whole = history.freeze(1000, 1000)
     for cut in (20, 60):
-        split = history.pairs_since(history.freeze(cut, top_n=50), 1000).top(everything, at, 6)
-        np.testing.assert_array_equal(split.nbr, whole.nbr)
-        np.testing.assert_allclose(split.weight, whole.weight, rtol=1e-6)
+        frozen = history.freeze(cut, top_n=50)
+        split = history.pairs_since(frozen, 1000).top(everything, at, 6)
+        for p in everything:
+            rows = slice(*whole.ptr[p : p + 2])
+            partner, count = whole.nbr[rows], whole.count[rows]
+            damped = (count / np.sqrt(frozen.orders[partner] + 5.0)).astype(np.float32)
+            best = np.lexsort((history.products.hash[partner], damped))[::-1][:6]
+            assert split.nbr[p][split.nbr[p] >= 0].tolist() == partner[best].tolist()
+            weight = split.weight[p][: best.shape[0]]
+            np.testing.assert_allclose(weight, damped[best] / damped[best].sum(), rtol=1e-5)
 
 
-def test_freeze_keeps_the_most_frequent() -> None:
+def test_freeze_keeps_the_most_frequent_for_how_often_the_partner_is_bought() -> None:
     history = History.of([random_log(2)], GraphLimits())
     full, few = history.freeze(1000, 100), history.freeze(1000, 3)
+    lines = history.purchases
+    often = np.bincount(lines.product[lines.flag == 0], minlength=len(history.products))
+    np.testing.assert_array_equal(full.orders, often)
     for p in range(len(history.products)):
         rows = slice(*full.ptr[p : p + 2])
         rank = history.products.hash[full.nbr[rows]]
-        order = np.lexsort((rank, full.count[rows]))[::-1][:3]
+        damped = (full.count[rows] / np.sqrt(often[full.nbr[rows]] + 5.0)).astype(np.float32)
+        order = np.lexsort((rank, damped))[::-1][:3]
         assert set(few.nbr[few.ptr[p] : few.ptr[p + 1]]) == set(full.nbr[rows][order])
 
 
@@ -169,13 +188,16 @@ def test_a_forgotten_user_is_not_in_the_history() -> None:
         assert (lines.user == number).any()
 
 
-def batch(events: EventColumns, batch_size: int = 1000, after_ms: int = 40):  # type: ignore[no-untyped-def]
+def batch(  # type: ignore[no-untyped-def]
+    events: EventColumns, orders: int = 1000, after_ms: int = 40, full_max: int = 0, **options: float
+):
     history = History.of([events])
-    pairs = history.pairs_since(history.freeze(after_ms), 1000)
+    pairs = PairSnapshots(history, [after_ms], 32)
     count = np.ones(len(history.products), dtype=np.int64)
-    sampler = TemporalSampler(history, pairs, CONFIG, NegativePool.of(count, 0.75, 12, 5), count.astype(np.float32), 7)
+    candidates = Candidates.of(count, 0.75, 12, 5, full_max)
+    sampler = TemporalSampler(history, pairs, CONFIG, candidates, count.astype(np.float32), 7, **options)
     seeds = Seeds.of(history, after_ms, 60)
-    loader = TemporalLoader(seeds, sampler, time_runs(len(seeds), batch_size, np.random.default_rng(0)))
+    loader = TemporalLoader(seeds, sampler, order_runs(seeds, orders, np.random.default_rng(0)))
     return history, seeds, list(loader)
 
 
@@ -249,9 +271,10 @@ def test_no_entry_is_as_new_as_its_seed(batch_size: int) -> None:
 def test_lines_of_one_order_do_not_see_each_other() -> None:
     lines = [("u", "a", 10, 1), ("u", "b", 10, 1), ("u", "c", 20, 2), ("v", "a", 5, 3)]
     history = History.of([EventColumns(purchases=purchases(lines))])
-    pairs = history.pairs_since(history.freeze(-1), 1000)
+    pairs = PairSnapshots(history, [-1], 32)
     count = np.ones(len(history.products), dtype=np.int64)
-    sampler = TemporalSampler(history, pairs, CONFIG, NegativePool.of(count, 1.0, 4, 2), count.astype(np.float32), 0)
+    candidates = Candidates.of(count, 1.0, 4, 2, 0)
+    sampler = TemporalSampler(history, pairs, CONFIG, candidates, count.astype(np.float32), 0)
     seeds = Seeds.of(history, 9, 19)
     data = next(iter(TemporalLoader(seeds, sampler, [np.arange(2)])))
     assert data["user"].num_nodes == 1  # both lines ask for the same user at the same time
@@ -259,11 +282,69 @@ def test_lines_of_one_order_do_not_see_each_other() -> None:
     assert data["product", "co_purchased", "item_product"].edge_index.shape[1] == 0
 
 
-def test_batches_are_contiguous_in_time_and_cover_every_seed_once() -> None:
-    runs = time_runs(1000, 64, np.random.default_rng(3))
-    assert sorted(np.concatenate(runs).tolist()) == list(range(1000))
+def test_a_given_part_of_a_basket_is_read_and_the_rest_is_not() -> None:
+    lines = [("u", "old", 10, 1), ("u", "b0", 5, 9), *(("u", f"b{i}", 20, 2) for i in range(6))]
+    history = History.of([EventColumns(purchases=purchases(lines))])
+    pairs = PairSnapshots(history, [-1], 32)
+    count = np.ones(len(history.products), dtype=np.int64)
+    config = replace(CONFIG, user=replace(CONFIG.user, outer={"purchased": Gather(20, distinct=True)}, inner={}))
+    seeds = Seeds.of(history, 19, 29)
+    shown = set()
+    for seed in range(20):
+        candidates = Candidates.of(count, 1.0, 4, 2, 100)
+        sampler = TemporalSampler(history, pairs, config, candidates, count.astype(np.float32), seed, 1.0)
+        data = next(iter(TemporalLoader(seeds, sampler, [np.arange(6)])))
+        names = np.array(history.products.all_names())
+        source, owner = data["user_product", "purchased", "user"].edge_index
+        read = names[data["user_product"].n_id[source].numpy()].tolist()
+        predicted = names[data["item"].n_id[data[SEED_EDGE].edge_label_index[1]].numpy()].tolist()
+        assert 1 <= len(predicted) <= 5 and owner.max() == 0
+        # b0 was bought before, too: that purchase is read whether or not the new one is predicted.
+        assert sorted(read) == sorted({"old", "b0", *(f"b{i}" for i in range(6) if f"b{i}" not in predicted)})
+        torch.testing.assert_close(data["user_product", "purchased", "user"].edge_weight.sum(), torch.tensor(1.0))
+        assert data[SEED_EDGE].edge_label.sum().item() == pytest.approx(len(predicted) ** 0.5)
+        shown.add(len(predicted))
+    assert len(shown) > 2
+
+
+def test_dropout_takes_entries_and_the_weights_still_sum_to_one() -> None:
+    (_, _, whole), (_, _, thin) = batch(random_log(6)), batch(random_log(6), dropout=0.5)
+    edge = ("user_product", "purchased", "user")
+    few, many = thin[0][edge], whole[0][edge]
+    assert 0 < few.edge_index.shape[1] < many.edge_index.shape[1]
+    sums = torch.zeros(thin[0]["user"].num_nodes).index_add_(0, few.edge_index[1], few.edge_weight)
+    torch.testing.assert_close(sums[sums > 0], torch.ones(int((sums > 0).sum())))
+
+
+def test_a_full_softmax_is_over_every_product_ever_bought() -> None:
+    history, seeds, batches = batch(random_log(6), full_max=100)
+    for data in batches:
+        assert data["item"].n_id.tolist() == list(range(len(history.products)))
+        assert not data["item"].log_q.any()
+
+
+def test_an_order_of_a_user_without_a_past_does_not_count() -> None:
+    lines = [("new", "a", 20, 1), ("known", "b", 10, 2), ("known", "a", 21, 3)]
+    history = History.of([EventColumns(purchases=purchases(lines))])
+    count = np.ones(len(history.products), dtype=np.int64)
+    candidates = Candidates.of(count, 1.0, 4, 2, 100)
+    sampler = TemporalSampler(
+        history, PairSnapshots(history, [-1], 32), CONFIG, candidates, count.astype(np.float32), 0
+    )  # fmt: skip
+    data = next(iter(TemporalLoader(Seeds.of(history, 15, 29), sampler, [np.arange(2)])))
+    assert data[SEED_EDGE].edge_label.tolist() == [0.0, 1.0]
+
+
+def test_batches_are_whole_orders_contiguous_in_time_and_cover_every_seed_once() -> None:
+    seeds = Seeds.of(History.of([random_log(3, 300)]), 0, 1000, 0.2)
+    runs = order_runs(seeds, 20, np.random.default_rng(3))
+    assert sorted(np.concatenate(runs).tolist()) == list(range(len(seeds)))
     assert all((np.diff(run) == 1).all() for run in runs)
     assert [int(r[0]) for r in runs] != sorted(int(r[0]) for r in runs)
+    of_run = {int(e): i for i, run in enumerate(runs) for e in run}
+    for start, end in zip(seeds.order_start[:-1], seeds.order_start[1:], strict=True):
+        assert len(set(zip(seeds.user[start:end], seeds.time[start:end], strict=True))) == 1
+        assert len({of_run[e] for e in range(start, end)}) == 1
 
 
 def test_negatives_come_from_the_pool_and_draws_repeat_with_the_seed() -> None:

@@ -22,8 +22,8 @@ from freshet.store.history import History
 
 FEATURES = FeatureConfig(category_buckets=64, brand_buckets=32, token_buckets=64, geo_buckets=16, description_dim=2)
 SMALL = TrainConfig(
-    batch_size=64, pool_draws=40, window_days=60, epochs=2, threads=1, validation_users_max=0, validations=2,
-    start=DayZeroConfig(purchases_min=2),
+    batch_size=32, pool_draws=40, window_days=60, epochs=3, threads=1, validation_users_max=0, validations=3,
+    purchases_min=2,
 )  # fmt: skip
 
 
@@ -112,7 +112,8 @@ def test_fused_and_plain_layers_agree_on_every_relation(history: History) -> Non
     offline.towers = Towers(bundle.config, FEATURES, 9, fused=True).load(bundle.weights)
     np.testing.assert_allclose(offline.encode_users(users), plain[0], atol=1e-5)
     np.testing.assert_allclose(offline.encode_products(products), plain[1], atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(plain[0], axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(plain[0][:, :-1], axis=1), 1.0, atol=1e-5)
+    assert (plain[0][:, -1] == 1.0).all()
 
 
 def test_the_same_seed_gives_the_same_bytes(history: History, trained: Bundle) -> None:
@@ -143,7 +144,7 @@ def test_training_beats_popularity(trained: Bundle) -> None:
     assert found["towers"]["all"] > found["popularity"]["all"]
 
 
-@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+@pytest.mark.parametrize("loss", ["softmax", "in_batch", "bpr"])
 def test_the_loss_goes_down(history: History, loss: str) -> None:
     settings = TrainConfig(**{**vars(SMALL), "loss": loss, "epochs": 6, "validations": 6, "patience": 9})
     trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation["trace"]

@@ -180,6 +180,28 @@ def test_a_worker_with_an_older_token_is_fenced(clock: Clock) -> None:
         older.step(records(View("v2", "u1", "p2", NOW)))
 
 
+def test_a_worker_with_an_older_token_does_not_bring_a_forgotten_user_back(clock: Clock) -> None:
+    store = MemoryEmbeddingStore()
+    newer, older = updater(clock, store), updater(clock, store)
+    newer.sink.fence = 6
+    for each in (older, newer):
+        each.step(records(View("v1", "u1", "p1", NOW)))
+    newer.step(records(Profile("u1", NOW + 1, forgotten=True)))
+    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
+        older.step(records(View("v2", "u1", "p2", NOW)))
+    assert store.get(newer.sink.model_version, ["u1"]) == [None]
+
+
+def test_a_worker_with_an_older_token_does_not_forget_a_user_who_came_back(clock: Clock) -> None:
+    store = MemoryEmbeddingStore()
+    newer, older = updater(clock, store), updater(clock, store)
+    newer.sink.fence = 6
+    newer.step(records(View("v1", "u1", "p1", NOW + 2)))
+    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
+        older.step(records(Profile("u1", NOW + 1, forgotten=True)))
+    assert vector(newer, "u1").shape == (8,)
+
+
 def test_a_rejected_record_does_not_hold_up_the_others(clock: Clock) -> None:
     made = updater(clock)
     bad = Record("view", 0, 7, NOW, b"u9", b"{")

@@ -76,7 +76,7 @@ def worker(broker: Broker) -> Worker:
     sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(16), producer, "items", bundle.model_version, 16, 1)
     updater = Updater(graph, FrozenTowers(bundle, graph), sink, {kind.value: kind for kind in Kind})
     return Worker(
-        graph, bundle, updater, sink, state, broker, producer, "dead", Placement({"view": 1}), Origin(),  # type: ignore[arg-type]
+        graph, updater, sink, state, broker, producer, "dead", Placement({"view": 1}), Origin(),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

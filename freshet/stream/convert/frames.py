@@ -79,3 +79,8 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
         return pl.read_parquet(path, columns=columns).select(columns).iter_rows()
     except pl.exceptions.PolarsError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from None
+
+
+def write_columns(columns: dict[str, list[Any]], path: Path) -> None:
+    """Write columns of one length as a parquet file. Raises OSError where it cannot be written."""
+    pl.DataFrame(columns).write_parquet(path)
