@@ -18,7 +18,7 @@ from torch.nn import functional as fn
 
 from freshet.model.bundle import Bundle, FrozenPairs
 from freshet.model.config import FeatureConfig, TowerConfig
-from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
+from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges, table_rows
 from freshet.model.parity import make_fixture
 from freshet.model.towers import weight_shapes
 from freshet.store.columns import F32, I32, I64, Bool
@@ -114,11 +114,10 @@ def closed_form(
     rng = np.random.default_rng(settings.seed)
     shapes = weight_shapes(config, features, len(vocabulary.row_of) + 1)
     weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
-    known = np.flatnonzero(codes.id > 0)
     wide = config.dim - 1
-    if known.shape[0]:
-        vector = _singular_vectors(history, settings, wide, cut_ms)[known]
-        _explain(weights, codes.take(known.astype(np.int32)), vector, settings.shrinkage)
+    vector = _tables(weights, history, settings, codes, cut_ms, wide)
+    if vector.shape[0]:
+        known = np.flatnonzero(codes.id > 0)
         length = float(np.quantile(np.linalg.norm(vector, axis=1), 0.999))
         rest = np.sqrt(np.maximum(length**2 - (vector**2).sum(axis=1), 0.0))
         weights["product.id"][codes.id[known], wide] = rest
@@ -126,6 +125,30 @@ def closed_form(
     _jitter(weights, rng, wide)
     _propagating_layers(weights, config, settings)
     return weights
+
+
+def closed_form_tables(
+    history: History, features: FeatureConfig, settings: DayZeroConfig, vocabulary: Vocabulary,
+    codes: ProductCodes, dim: int, cut_ms: int,
+) -> dict[str, F32]:  # fmt: skip
+    """The feature tables alone, scaled so that products have a typical length of one: where training may start."""
+    rows = table_rows(features, len(vocabulary.row_of) + 1)
+    tables = {name: np.zeros((n, dim), dtype=np.float32) for name, n in rows.items()}
+    vector = _tables(tables, history, settings, codes, cut_ms, dim)
+    typical = float(np.median(np.linalg.norm(vector, axis=1))) if vector.shape[0] else 0.0
+    return {name: table / np.float32(typical or 1.0) for name, table in tables.items()}
+
+
+def _tables(
+    weights: Mapping[str, F32], history: History, settings: DayZeroConfig, codes: ProductCodes, cut_ms: int, wide: int
+) -> F32:
+    """Spread the singular vectors of the known products over the tables; returns them, [known, wide]."""
+    known = np.flatnonzero(codes.id > 0)
+    if not known.shape[0]:
+        return np.zeros((0, wide), dtype=np.float32)
+    vector = _singular_vectors(history, settings, wide, cut_ms)[known]
+    _explain(weights, codes.take(known.astype(np.int32)), vector, settings.shrinkage)
+    return vector
 
 
 def frozen_pairs(history: History, counts: FrozenCounts) -> FrozenPairs:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -83,6 +83,9 @@ class TrainConfig:
     products it takes for unknown. Co-purchases are counted anew every `snapshot_days` and read from the snapshot
     before the batch; `partners_max` are kept a product. Products with `purchases_min` purchases have an id row.
 
+    `start`: random ids, or those of day zero's closed form (`auto`: where the catalogue is too large for a full
+    softmax, and an epoch too short to find them).
+
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
     of the scale times it for the weight of popularity. Validation is by recall of at most `validation_users_max`
@@ -111,6 +114,8 @@ class TrainConfig:
     table_rate: float = 0.1
     scale_learning_rate: float = 1e-2
     weight_decay: float = 0.01
+    start: Literal["auto", "random", "closed_form"] = "auto"
+    closed_form: day0.DayZeroConfig = field(default_factory=day0.DayZeroConfig)
     scale: float = 7.0
     popularity_weight: float = 0.05
     validations: int = 3
@@ -200,15 +205,21 @@ class _Training:
         return bundle
 
     def _untrained(self) -> Towers:
-        """Random ids, attributes that say nothing yet, and layers that propagate."""
+        """Ids at random and attributes that say nothing yet, or both from the closed form; layers that propagate."""
         config, rows = self.config, len(self.vocabulary.row_of) + 1
         weights = {
             name: np.zeros(shape, dtype=np.float32)
             for name, shape in weight_shapes(config, self.features, rows).items()
         }
-        rng = np.random.default_rng(self.settings.seed)
-        weights["product.id"][:] = rng.normal(0.0, ID_STD, weights["product.id"].shape)
-        weights["product.id"][0] = 0.0
+        if self._starts_closed():
+            tables = day0.closed_form_tables(
+                self.history, self.features, self.settings.closed_form, self.vocabulary, self.codes, config.dim,
+                self.split_ms - 1,
+            )  # fmt: skip
+            weights |= {name: table * np.float32(ID_STD * config.dim**0.5) for name, table in tables.items()}
+        else:
+            rng = np.random.default_rng(self.settings.seed)
+            weights["product.id"][1:] = rng.normal(0.0, ID_STD, weights["product.id"][1:].shape)
         one = np.eye(config.dim, dtype=np.float32)
         for name, share in START_SHARES.items():
             if name in weights:
@@ -216,6 +227,11 @@ class _Training:
         if config.popularity is not None:
             weights["popularity.weight"][:] = self.settings.popularity_weight
         return Towers(config, self.features, rows, fused=True).load(weights)
+
+    def _starts_closed(self) -> bool:
+        chosen = self.settings.start
+        large = len(self.vocabulary.row_of) > self.settings.full_softmax_max
+        return chosen == "closed_form" or (chosen == "auto" and large)
 
     def _optimizer(self, towers: Towers, log_scale: nn.Parameter) -> torch.optim.AdamW:
         s = self.settings
@@ -250,8 +266,9 @@ class _Training:
                 due = int(share * s.validations) + 1
                 found = evaluator.validate(towers)
                 better = best.offer(found, towers)
-                seconds, mean = self.clock_s() - self.began_s, float(np.mean(losses)) if losses else float("nan")
-                trace.append({"step": step, "seconds": seconds, "loss": mean, "scale": float(log_scale.detach().exp()), **found})
+                seconds, scale = self.clock_s() - self.began_s, float(log_scale.detach().exp())
+                mean = float(np.mean(losses)) if losses else float("nan")
+                trace.append({"step": step, "seconds": seconds, "loss": mean, "scale": scale, **found})
                 losses.clear()
                 if share >= 1.0 or (not better and best.missed >= s.patience):
                     break

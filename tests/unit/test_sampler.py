@@ -317,7 +317,7 @@ def test_dropout_takes_entries_and_the_weights_still_sum_to_one() -> None:
 
 
 def test_a_full_softmax_is_over_every_product_ever_bought() -> None:
-    history, seeds, batches = batch(random_log(6), full_max=100)
+    history, _, batches = batch(random_log(6), full_max=100)
     for data in batches:
         assert data["item"].n_id.tolist() == list(range(len(history.products)))
         assert not data["item"].log_q.any()
