@@ -1,24 +1,28 @@
 """A bundle without training: closed-form product vectors, propagated over the same neighbourhoods.
 
-Products get the leading singular vectors of the user-product matrix. What their attributes explain of them
-goes into the attribute tables (shrunken means, one table after the other), the rest into `product.id`, so
-that a product nobody has bought is placed by its attributes alone. A user is the mean of what they
-bought. One coordinate, which users do not read, brings every product to the same length, so that cosine
-ranks as the inner product does. The same weights are where training starts.
+Products get the directions of the leading right singular vectors of the user-product matrix X = U S V'. What
+their attributes explain of them goes into the attribute tables (shrunken means, one table after the other), the
+rest into `product.id`, so that a product nobody has bought is placed by its attributes alone. A user is the mean
+of what they bought, each singular direction weighted s^2 / (s^2 + ridge) as in ridge regression of X on itself
+(EASE, Steck 2019, is that with a zero diagonal), times a small power of s. Popularity enters with a weight in
+units of the spread of the cosines. `docs/decisions/dayzero.md` has the figures; the same weights are where
+training starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as fn
 
 from freshet.model.bundle import Bundle, FrozenPairs
 from freshet.model.config import FeatureConfig, TowerConfig
-from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges, table_rows
+from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
 from freshet.model.parity import make_fixture
 from freshet.model.towers import weight_shapes
 from freshet.store.columns import F32, I32, I64, Bool
@@ -29,24 +33,34 @@ from freshet.store.popularity import PopularityConfig, of_history
 POPULARITY_MIN = 0.01
 """Less than this is no popularity."""
 
+RIDGE_STEPS = 20
+"""Steps of conjugate gradients: words need no more to be told apart."""
+
+SPREAD_SAMPLE = 1024
+"""Users and products whose cosines are looked at."""
+
 
 @dataclass(frozen=True)
 class DayZeroConfig:
-    """`purchases_min`: purchases from which a product has an id row of its own. `item_power`, `user_power`: how far
-    popular products and busy users are toned down in the matrix (0 not at all). `spectrum_power`: weight of
-    the leading singular vectors. `shrinkage`: how many products without any vector each attribute's mean
-    counts in. `co_purchased_share`: what a product takes of its partners. `views_share`: what a view counts
-    against a purchase. `partners_max`: frozen partners kept a product. `seed`: of everything random.
+    """`purchases_min`: purchases from which a product has an id row of its own. `item_power`: how far popular
+    products are toned down in the matrix (0 not at all). `ridge`: singular directions of which less than
+    its root is known count little. `spectrum_power`: weight of the leading ones in a user. `popularity_weight`: of
+    a level of popularity, in standard deviations of the cosines. `shrinkage`: how many products without any vector
+    each attribute's mean counts in; `id_shrinkage`: how many purchases its attributes count for against a product's
+    own vector. `co_purchased_share`: what a product takes of its partners. `views_share`: what
+    a view counts against a purchase. `partners_max`: frozen partners kept a product. `seed`: of everything random.
     """
 
-    purchases_min: int = 5
-    item_power: float = 0.3
-    user_power: float = 0.5
-    spectrum_power: float = 0.5
+    purchases_min: int = 2
+    item_power: float = 0.15
+    ridge: float = 300.0
+    spectrum_power: float = 0.25
+    popularity_weight: float = 0.9
     shrinkage: float = 3.0
+    id_shrinkage: float = 3.0
     co_purchased_share: float = 0.1
     views_share: float = 0.3
-    partners_max: int = 32
+    partners_max: int = 64
     seed: int = 0
 
 
@@ -60,12 +74,10 @@ def dayzero(
     """A bundle from the history up to `cut_ms` (all of it by default), in seconds. An empty history is
     fine: attributes then get random vectors, so that products of like attributes lie together."""
     settings = settings or DayZeroConfig()
-    config = TowerConfig(activation="none", popularity=None) if config is None else config
+    config = config or TowerConfig()
     features = features or FeatureConfig()
-    if config.activation != "none" or config.popularity is not None:
-        raise ValueError(
-            "a day-zero bundle propagates features: TowerConfig.activation must be 'none', and popularity None"
-        )
+    if config.activation != "normalise":
+        raise ValueError("a day-zero bundle propagates directions: TowerConfig.activation must be 'normalise'")
     last = max((int(lines.time[-1]) for lines in (history.purchases, history.views) if lines.time.shape[0]), default=0)
     cut_ms = last if cut_ms is None else cut_ms
     vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min)
@@ -110,45 +122,33 @@ def closed_form(
     history: History, config: TowerConfig, features: FeatureConfig, settings: DayZeroConfig,
     vocabulary: Vocabulary, codes: ProductCodes, cut_ms: int,
 ) -> dict[str, F32]:  # fmt: skip
-    """All weights of a bundle: the attribute and id tables, and layers that propagate."""
+    """All weights of a bundle: the attribute and id tables, and layers that propagate.
+
+    One coordinate, which users do not read, brings what the tables say of a product to length one: the less they
+    know of it, the less its cosines stand out.
+    """
     rng = np.random.default_rng(settings.seed)
     shapes = weight_shapes(config, features, len(vocabulary.row_of) + 1)
     weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
-    wide = config.dim - 1
-    vector = _tables(weights, history, settings, codes, cut_ms, wide)
-    if vector.shape[0]:
-        known = np.flatnonzero(codes.id > 0)
-        length = float(np.quantile(np.linalg.norm(vector, axis=1), 0.999))
-        rest = np.sqrt(np.maximum(length**2 - (vector**2).sum(axis=1), 0.0))
-        weights["product.id"][codes.id[known], wide] = rest
-        weights["product.id"][0, wide] = length
-    _jitter(weights, rng, wide)
-    _propagating_layers(weights, config, settings)
-    return weights
-
-
-def closed_form_tables(
-    history: History, features: FeatureConfig, settings: DayZeroConfig, vocabulary: Vocabulary,
-    codes: ProductCodes, dim: int, cut_ms: int,
-) -> dict[str, F32]:  # fmt: skip
-    """The feature tables alone, scaled so that products have a typical length of one: where training may start."""
-    rows = table_rows(features, len(vocabulary.row_of) + 1)
-    tables = {name: np.zeros((n, dim), dtype=np.float32) for name, n in rows.items()}
-    vector = _tables(tables, history, settings, codes, cut_ms, dim)
-    typical = float(np.median(np.linalg.norm(vector, axis=1))) if vector.shape[0] else 0.0
-    return {name: table / np.float32(typical or 1.0) for name, table in tables.items()}
-
-
-def _tables(
-    weights: Mapping[str, F32], history: History, settings: DayZeroConfig, codes: ProductCodes, cut_ms: int, wide: int
-) -> F32:
-    """Spread the singular vectors of the known products over the tables; returns them, [known, wide]."""
+    wide = config.dim - (config.popularity is not None) - 1
+    taste = np.ones(wide, dtype=np.float32)
     known = np.flatnonzero(codes.id > 0)
-    if not known.shape[0]:
-        return np.zeros((0, wide), dtype=np.float32)
-    vector = _singular_vectors(history, settings, wide, cut_ms)[known]
-    _explain(weights, codes.take(known.astype(np.int32)), vector, settings.shrinkage)
-    return vector
+    if known.shape[0]:
+        matrix = _matrix(history, settings, cut_ms)
+        vector, taste = _singular_directions(matrix, settings, wide)
+        bought = counts_until(history, cut_ms)[known] + counts_until(history, cut_ms, views=True)[known]
+        trust = (bought / (bought + settings.id_shrinkage)).astype(np.float32)
+        placed = _explain(weights, codes.take(known.astype(np.int32)), vector[known], trust, settings.shrinkage)
+        unsure = np.sqrt(np.maximum(1.0 - (placed**2).sum(axis=1), 0.0))
+        weights["product.id"][codes.id[known], wide] = unsure
+        weights["product.id"][0, wide] = 1.0
+        if config.popularity is not None:
+            weights["popularity.weight"][:] = settings.popularity_weight * _spread(
+                matrix, vector, taste, known, settings
+            )
+    _jitter(weights, rng, wide)
+    _propagating_layers(weights, config, settings, taste)
+    return weights
 
 
 def frozen_pairs(history: History, counts: FrozenCounts) -> FrozenPairs:
@@ -185,44 +185,68 @@ def _all(history: History) -> I32:
     return np.arange(len(history.products), dtype=np.int32)
 
 
-def _singular_vectors(history: History, settings: DayZeroConfig, dim: int, cut_ms: int) -> F32:
-    """[products, dim]: right singular vectors of the weighted user-product matrix, times a power of their values."""
-    products = len(history.products)
+def _matrix(history: History, settings: DayZeroConfig, cut_ms: int) -> _Sparse:
+    """Users by products up to the cut: 1 for what was bought, `views_share` for what was only viewed, toned down."""
+    products = max(1, len(history.products))
     parts = [(history.purchases, 1.0), (history.views, settings.views_share)]
-    pair = np.concatenate([_cells(lines.user, lines.product, products) for lines, _ in parts])
-    share = np.concatenate([np.where(_counts(lines, cut_ms), s, 0.0) for lines, s in parts])
+    pair = np.concatenate([_cells(lines.user, lines.product, products)[_counts(lines, cut_ms)] for lines, _ in parts])
+    share = np.concatenate([np.full(int(_counts(lines, cut_ms).sum()), s) for lines, s in parts])
     cell, where = np.unique(pair, return_inverse=True)
-    value = np.log1p(np.bincount(where, share))
+    value = np.zeros(cell.shape[0])
+    np.maximum.at(value, where, share)
     user, product = cell // products, cell % products
-    of_user = np.bincount(user, value, minlength=len(history.users))
     of_product = np.bincount(product, value, minlength=products)
-    scale = np.maximum(of_user, 1.0)[user] ** settings.user_power
-    value = (value / scale / np.maximum(of_product, 1.0)[product] ** settings.item_power).astype(np.float32)
-    forward = _Sparse(user, product, value, len(history.users))
-    order = np.lexsort((user, product))
-    backward = _Sparse(product[order], user[order], value[order], products)
+    value /= np.maximum(of_product, 1.0)[product] ** settings.item_power
+    if value.shape[0]:
+        value *= np.sqrt(np.sum(of_product) / np.sum(value**2))  # so that `ridge` means the same
+    return _Sparse(user, product, value.astype(np.float32), (len(history.users), products))
+
+
+def _singular_directions(matrix: _Sparse, settings: DayZeroConfig, dim: int) -> tuple[F32, F32]:
+    """Rows of V at length one, [products, dim], and the weight of each direction in a user, [dim], at most 1."""
+    users, products = matrix.shape
     draw = torch.Generator().manual_seed(settings.seed)
-    rank = min(dim + 16, len(history.users))
-    basis = torch.linalg.qr(forward @ torch.randn(products, rank, generator=draw))[0]
+    rank = min(dim + 16, users, products)
+    basis = torch.linalg.qr(matrix @ torch.randn(products, rank, generator=draw))[0]
     for _ in range(4):
-        basis = torch.linalg.qr(forward @ torch.linalg.qr(backward @ basis)[0])[0]
-    left, sigma, _ = torch.linalg.svd(backward @ basis, full_matrices=False)
-    out = np.zeros((products, dim), dtype=np.float32)
-    found = (left * sigma**settings.spectrum_power)[:, :dim].numpy()
-    out[:, : found.shape[1]] = found
-    return out
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.transposed @ basis)[0])[0]
+    left, sigma, _ = torch.linalg.svd(matrix.transposed @ basis, full_matrices=False)
+    kept = min(dim, rank)
+    vector = np.zeros((products, dim), dtype=np.float32)
+    vector[:, :kept] = fn.normalize(left[:, :kept], dim=1).numpy()
+    energy = sigma[:kept].numpy() ** 2
+    weight = energy / (energy + settings.ridge) * energy**settings.spectrum_power
+    taste = np.zeros(dim, dtype=np.float32)
+    taste[:kept] = weight / max(float(weight.max()), 1e-12)
+    return vector, taste
+
+
+def _spread(matrix: _Sparse, vector: F32, taste: F32, known: NDArray[np.int64], settings: DayZeroConfig) -> float:
+    """Standard deviation of the cosines of some users and products."""
+    user = fn.normalize((matrix @ torch.from_numpy(vector)) * torch.from_numpy(taste), dim=1)
+    rng = np.random.default_rng(settings.seed)
+    rows = rng.permutation(user.shape[0])[:SPREAD_SAMPLE]
+    some = torch.from_numpy(vector[rng.permutation(known)[:SPREAD_SAMPLE]])
+    return float((user[torch.from_numpy(rows)] @ some.T).std(correction=0))
 
 
 class _Sparse:
-    """A sparse matrix, sorted by row: `self @ dense`."""
+    """A sparse matrix, of cells sorted by row and column: `self @ dense`."""
 
-    def __init__(self, row: I64, column: I64, value: F32, rows: int) -> None:
-        sizes = np.bincount(row, minlength=rows)
-        self.offset = torch.from_numpy(np.cumsum(sizes) - sizes)
-        self.column, self.value = torch.from_numpy(column), torch.from_numpy(value)
+    def __init__(self, row: I64, column: I64, value: F32, shape: tuple[int, int]) -> None:
+        self.shape, self._cells = shape, (row, column, value)
+        sizes = np.bincount(row, minlength=shape[0])
+        self._offset = torch.from_numpy(np.cumsum(sizes) - sizes)
+        self._column, self._value = torch.from_numpy(column), torch.from_numpy(value)
+
+    @cached_property
+    def transposed(self) -> _Sparse:
+        row, column, value = self._cells
+        order = np.lexsort((row, column))
+        return _Sparse(column[order], row[order], value[order], self.shape[::-1])
 
     def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
-        return fn.embedding_bag(self.column, dense, self.offset, mode="sum", per_sample_weights=self.value)
+        return fn.embedding_bag(self._column, dense, self._offset, mode="sum", per_sample_weights=self._value)
 
 
 def _cells(user: I32, product: I32, products: int) -> I64:
@@ -234,8 +258,9 @@ def _counts(lines: Lines, cut_ms: int) -> Bool:
     return inside
 
 
-def _explain(weights: Mapping[str, F32], codes: ProductCodes, vector: F32, shrinkage: float) -> None:
-    """Spread `vector` [n, d] over the tables: each takes the shrunken mean of what is left; writes `weights`."""
+def _explain(weights: Mapping[str, F32], codes: ProductCodes, vector: F32, trust: F32, shrinkage: float) -> F32:
+    """Spread `vector` [n, d] over the tables: each takes the shrunken mean of what is left, words and description
+    by ridge regression, and the id the share `trust` [n] of the rest; writes `weights`, returns the sums [n, d]."""
     wide = vector.shape[1]
     left = vector.copy()
     groups = [("product.category", codes.category[:, level]) for level in range(codes.category.shape[1])]
@@ -248,7 +273,38 @@ def _explain(weights: Mapping[str, F32], codes: ProductCodes, vector: F32, shrin
         mean = total / (count + shrinkage)[:, None]
         weights[name][:, :wide] += mean
         left[at] -= mean[code[at]]
-    weights["product.id"][codes.id, :wide] = left
+    if codes.description is not None and codes.described is not None and codes.described.any():
+        given, rest = codes.description[codes.described], left[codes.described]
+        ridge = (shrinkage / given.shape[1]) * np.eye(given.shape[1], dtype=np.float32)
+        found = np.linalg.solve(given.T @ given + ridge, given.T @ rest).astype(np.float32)
+        weights["product.description"][:, :wide] = found
+        left[codes.described] -= given @ found
+    row, place = np.nonzero(codes.token >= 0)
+    if row.shape[0]:
+        share = 1.0 / np.bincount(row, minlength=left.shape[0])[row]
+        words = _Sparse(row, codes.token[row, place].astype(np.int64), share.astype(np.float32),
+                        (left.shape[0], weights["product.token"].shape[0]))  # fmt: skip
+        found = _ridge(words, torch.from_numpy(left), shrinkage).numpy()
+        weights["product.token"][:, :wide] += found
+        left -= (words @ torch.from_numpy(found)).numpy()
+    own = left * trust[:, None]
+    weights["product.id"][codes.id, :wide] = own
+    return vector - left + own
+
+
+def _ridge(matrix: _Sparse, target: torch.Tensor, penalty: float) -> torch.Tensor:
+    """The w [columns, d] of least |matrix w - target|^2 + penalty |w|^2, by conjugate gradients (Hestenes and Stiefel
+    1952), every column of `target` [rows, d] on its own."""
+    found = torch.zeros(matrix.shape[1], target.shape[1])
+    rest = matrix.transposed @ target
+    step, size = rest.clone(), (rest * rest).sum(dim=0)
+    for _ in range(RIDGE_STEPS):
+        curved = matrix.transposed @ (matrix @ step) + penalty * step
+        rate = size / (step * curved).sum(dim=0).clamp_min(1e-12)
+        found, rest = found + rate * step, rest - rate * curved
+        after = (rest * rest).sum(dim=0)
+        step, size = rest + after / size.clamp_min(1e-12) * step, after
+    return found
 
 
 def _grouped(code: I32, rows: F32, size: int) -> F32:
@@ -262,26 +318,27 @@ def _jitter(weights: Mapping[str, F32], rng: np.random.Generator, wide: int) -> 
     typical = float(np.abs(weights["product.id"][1:, :wide]).mean()) if weights["product.id"].shape[0] > 1 else 1.0
     for name in ("product.category", "product.brand", "product.price", "product.token"):
         table = weights[name]
-        table[:, :wide] += (0.1 * typical * rng.standard_normal((table.shape[0], wide))).astype(np.float32)
-    if "product.description" in weights:
+        unseen = np.flatnonzero(~table.any(axis=1))
+        table[unseen, :wide] = 0.1 * typical * rng.standard_normal((unseen.shape[0], wide))
+    if "product.description" in weights and not weights["product.description"].any():
         rows = weights["product.description"]
         rows[:, :wide] = 0.1 * typical * rng.standard_normal((rows.shape[0], wide)) / np.sqrt(rows.shape[0])
 
 
-def _propagating_layers(weights: Mapping[str, F32], config: TowerConfig, settings: DayZeroConfig) -> None:
+def _propagating_layers(weights: Mapping[str, F32], config: TowerConfig, settings: DayZeroConfig, taste: F32) -> None:
     """Scaled identities: a user is what they bought (and viewed), a product is itself and a little of its partners."""
     one = np.eye(config.dim, dtype=np.float32)
-    taste = one.copy()
-    taste[-1, -1] = 0.0  # users do not read the coordinate that evens out lengths
+    read = np.zeros_like(one)
+    read[np.arange(taste.shape[0]), np.arange(taste.shape[0])] = taste
     own = {"user.inner.self.product", "item.inner.self.product", "item.outer.self.product"}
     shares = {
-        "user.outer.purchased": 1.0,
-        "user.outer.viewed": settings.views_share,
-        "user.outer.has_session": settings.views_share,
-        "user.inner.contains": 1.0,
-        "item.outer.co_purchased": settings.co_purchased_share,
+        "user.outer.purchased": read,
+        "user.outer.viewed": settings.views_share * read,
+        "user.outer.has_session": settings.views_share * read,
+        "user.inner.contains": one,
+        "item.outer.co_purchased": settings.co_purchased_share * one,
     }
     for name in own & weights.keys():
         weights[name][:] = one
     for name in shares.keys() & weights.keys():
-        weights[name][:] = shares[name] * taste
+        weights[name][:] = shares[name]

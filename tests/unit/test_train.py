@@ -10,10 +10,9 @@ import torch
 
 from freshet.model.bundle import Bundle, BundleError
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
-from freshet.model.dayzero import DayZeroConfig, dayzero
 from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
 from freshet.model.features import Vocabulary
-from freshet.model.offline import OfflineTowers, encode_fixture, encode_products_offline, encode_users_offline
+from freshet.model.offline import OfflineTowers, encode_fixture
 from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv, weight_shapes
 from freshet.model.train import TrainConfig, train
 from freshet.store.columns import EventColumns, ProductAttributes, ProductColumns, PurchaseColumns
@@ -174,26 +173,23 @@ def test_the_fixture_checks_the_bundle(trained: Bundle, tmp_path: Path) -> None:
         Bundle.load(tmp_path / "wrong", encode_fixture)
 
 
-def test_day_zero_knows_tastes_and_places_cold_products(history: History) -> None:
-    bundle = dayzero(history, features=FEATURES, settings=DayZeroConfig(purchases_min=2), cut_ms=66 * DAY_MS - 1)
-    graph = GraphStore()
-    graph.apply(shop())
-    products = graph.products.intern([f"p{i}" for i in range(81)])
-    vectors = encode_products_offline(bundle, graph, products)
-    users = encode_users_offline(bundle, graph, graph.users.intern([f"u{i}" for i in range(60)]))
-    best = np.argsort(-(users @ vectors.T), axis=1)[:, :5]
-    assert np.mean(best // 20 == (np.arange(60) % 4)[:, None]) > 0.9
-    # p80 was never bought: its category (c4) is its own, so give it c1's by attribute alone
-    catalogue = ProductColumns(["p80"], np.array([1]), np.array([1], np.uint64), [ProductAttributes(category=("c1",))])
-    graph.apply(EventColumns(products=catalogue))
-    cold = encode_products_offline(bundle, graph, products[80:])
-    nearest = np.argsort(-(vectors[:80] @ cold[0]))[:5]
-    assert np.mean(nearest // 20 == 1) > 0.7
+@pytest.mark.parametrize("start", ["closed_form", "random"])
+def test_both_starts_learn(history: History, start: str) -> None:
+    settings = TrainConfig(**{**vars(SMALL), "start": start, "epochs": 2, "learning_rate": 3e-3})
+    evaluation = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation
+    assert evaluation["validation"]["recall"]["towers"]["novel"] > 0.2
+    assert (evaluation["trace"][0]["step"] == 0) == (start == "closed_form")
 
 
-def test_day_zero_of_an_empty_shop() -> None:
-    bundle = dayzero(History.of([]), features=FEATURES)
-    assert bundle.kind == "dayzero" and bundle.fixture is not None and bundle.popular == []
+def test_training_never_ends_below_the_closed_form(history: History) -> None:
+    """Steps that only do harm are left out: what is kept is what training began with."""
+    settings = TrainConfig(**{**vars(SMALL), "epochs": 1, "learning_rate": 10.0, "top_k": 3})
+    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation["trace"]
+    kept = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS)
+    best = max(row["all"] + 4 * row["novel"] for row in trace)
+    found = kept.evaluation["validation"]["recall"]["towers"]
+    assert trace[-1]["novel"] < trace[0]["novel"]
+    assert found["all"] + 4 * found["novel"] == pytest.approx(best)
 
 
 def test_recall_by_hand() -> None:
