@@ -93,7 +93,8 @@ class TrainConfig:
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
     of the scale times it for the weight of popularity. Validation is by recall of at most `validation_users_max`
-    users, `validations` times; training stops after `patience` of them in a row without a better one.
+    users, `validations` times; training stops after `patience` of them in a row without a better one. Without
+    `validate` nothing after the split is looked at, and the last weights are kept.
     """
 
     loss: Literal["softmax", "in_batch", "bpr"] = "softmax"
@@ -126,6 +127,7 @@ class TrainConfig:
     validation_days: float = 7.0
     validation_users_max: int = 500
     patience: int = 3
+    validate: bool = True
     top_k: int = 20
     threads: int = 2
     seed: int = 0
@@ -331,16 +333,16 @@ class Evaluator:
         frozen = history.freeze(split_ms - 1, settings.partners_max)
         self.pairs: PairHistory = history.pairs_since(frozen, split_ms + 2 * self.window_ms)
         self.popularity = PopularityHistory(history, config.popularity) if config.popularity else None
-        self.sample = self._targets(0, settings.validation_users_max)
+        self.sample = self._targets(0, settings.validation_users_max) if settings.validate else None
 
     def validate(self, towers: Towers) -> dict[str, float]:
         """Recall of a sample of users in the validation window."""
-        return self._recall(towers, self.sample) if self.sample.users.shape[0] else {}
+        return self._recall(towers, self.sample) if self.sample is not None and self.sample.users.shape[0] else {}
 
     def report(self, towers: Towers) -> dict[str, Any]:
         """Recall of the towers and of both baselines in the validation and the test window."""
         out: dict[str, Any] = {"top_k": self.settings.top_k, "split_ms": self.split_ms}
-        for name, nth in (("validation", 0), ("test", 1)):
+        for name, nth in (("validation", 0), ("test", 1)) if self.settings.validate else ():
             targets = self._targets(nth, 0)
             if targets.users.shape[0]:
                 found = {"towers": self._recall(towers, targets)}

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_query
+from freshet.stream import cli_evaluate, cli_query
 
 app = typer.Typer(
     name="freshet",
@@ -407,6 +407,7 @@ def deadletter_list(
 
 
 app.command()(cli_query.query)
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()

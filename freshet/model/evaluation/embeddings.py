@@ -14,6 +14,7 @@ from freshet.model.features import user_codes
 from freshet.model.neighborhood import NO_NODES, Neighborhood, neighborhood, walk
 from freshet.model.sampler import HistoryReader, PopularityHistory
 from freshet.model.towers import Towers
+from freshet.model.train import TrainConfig, train
 from freshet.store.columns import F32, I32
 from freshet.store.history import History
 from freshet.store.ids import IdMap
@@ -99,6 +100,26 @@ class DayZero:
 
     def fit(self, history: History, until_ms: int) -> None:
         self._system = TwoTower(self.name, dayzero(history, cut_ms=until_ms - 1))
+        self._system.fit(history, until_ms)
+
+    def scores(self, users: I32, at_ms: int) -> F32:
+        assert self._system is not None, "fit first"
+        return self._system.scores(users, at_ms)
+
+
+class Trained:
+    """Towers trained on what was before the cut, with settings that were chosen elsewhere: nothing later is read."""
+
+    def __init__(self, name: str = "two_tower", settings: TrainConfig | None = None) -> None:
+        self.name, self.settings = name, replace(settings or TrainConfig(), validate=False)
+        self._system: TwoTower | None = None
+
+    def fit(self, history: History, until_ms: int) -> None:
+        """Raises FreshetError when there is nothing to train on."""
+        try:
+            self._system = TwoTower(self.name, train(history, self.settings, split_ms=until_ms))
+        except ValueError as e:
+            raise FreshetError(f"{self.name}: {e}") from e
         self._system.fit(history, until_ms)
 
     def scores(self, users: I32, at_ms: int) -> F32:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.cpu.bpr import BayesianPersonalizedRanking
+from threadpoolctl import threadpool_limits
 
 from freshet.model.evaluation.past import Past, rate
-from freshet.model.evaluation.sparse import matrix
+from freshet.model.evaluation.sparse import csr_matrix, matrix
 from freshet.model.evaluation.targets import TargetsOf
 from freshet.store.columns import F32, I32
 from freshet.store.history import History
@@ -40,8 +41,9 @@ class Factorization:
         rows = matrix(Past.of(history, until_ms, self.what))
         if not rows.nnz:
             return
-        self._model = self._untrained()
-        self._model.fit(rows.astype(np.float32), show_progress=False)
+        with threadpool_limits(1, "blas"):  # its own thread and those of BLAS get in each other's way
+            self._model = self._untrained()
+            self._model.fit(csr_matrix(rows), show_progress=False)
         self._user = np.asarray(self._model.user_factors)
         self._item = np.asarray(self._model.item_factors)
         self._never = np.asarray(rows.sum(axis=0)) == 0
@@ -64,7 +66,7 @@ class Factorization:
             return np.tile(popular, (users.shape[0], 1))
         user = self._user[users]
         if at_ms > self._until_ms and self.kind == "als":
-            user = np.asarray(self._model.recalculate_user(users, matrix(past)[users].astype(np.float32)))
+            user = np.asarray(self._model.recalculate_user(users, csr_matrix(matrix(past)[users])))
         out = np.ascontiguousarray(user @ self._item.T, dtype=np.float32)
         out[:, self._never] = -1e6  # a factor that was never trained says nothing
         first = Past.of(self._history, self._until_ms, self.what) if self.kind == "bpr" else past

@@ -27,6 +27,11 @@ SIDE_MAX = 12_000
 """The greatest matrix that is inverted: 1.2 GB in double precision."""
 
 
+def csr_matrix(rows: Matrix) -> Any:
+    """The older class of the same matrix, which some libraries ask for."""
+    return sparse.csr_matrix(rows)
+
+
 def matrix(past: Past, value: F32 | None = None) -> Matrix:
     """Users by products; ones, or `value` [entries]."""
     data = np.ones(past.product.shape[0], dtype=np.float32) if value is None else value
@@ -61,8 +66,8 @@ class _FromHistory:
 
 
 class ItemKNN(_FromHistory):
-    """Item-kNN: the sum of the cosines (over binary user vectors) between a product and each that the user bought,
-    itself left out (Sarwar et al. 2001). All products are neighbours: a cut at the nearest K only costs here."""
+    """Item-kNN: the sum of the cosines (over binary user vectors) between a product and each that the user bought
+    (Sarwar et al. 2001), itself among them. All products are neighbours: a cut at the nearest K only costs here."""
 
     def __init__(self, name: str, what: TargetsOf = "purchases") -> None:
         super().__init__(name, what)
@@ -71,15 +76,13 @@ class ItemKNN(_FromHistory):
     def fit(self, history: History, until_ms: int) -> None:
         x = matrix(self._begin(history, until_ms))
         count = np.asarray(x.sum(axis=0))
-        self._known = (count > 0).astype(np.float32)
         self._scale = (1.0 / np.sqrt(np.maximum(count, 1.0))).astype(np.float32)
         self._x = (x[np.flatnonzero(np.diff(x.indptr))] @ sparse.diags_array(self._scale)).tocsr()
 
     def scores(self, users: I32, at_ms: int) -> F32:
         past, popular = self._state(at_ms)
         rows = matrix(past)[users]
-        out = _through(_dense((rows @ sparse.diags_array(self._scale)) @ self._x.T), self._x)
-        out -= _dense(rows @ sparse.diags_array(self._known))
+        out = _through(_dense(rows @ self._x.T), self._x)
         return self._with_popular(out, users, past, popular)
 
 
