@@ -1,4 +1,4 @@
-"""What a user did last, for readers: it filters what was seen and offers what is bought again."""
+"""What a user did last and what they buy again, for readers: it filters what was seen, and is what is offered again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store import kernels
+from freshet.store import kernels, value_kernels
 from freshet.store.attributes import NEVER_MS
 from freshet.store.columns import I32, I64
 from freshet.store.graph import GraphStore
@@ -38,6 +38,28 @@ def recent(graph: GraphStore, users: I32, k: int) -> Recent:
         b.flag, product, kind, time,
     )  # fmt: skip
     return Recent(product, kind, time, newest_event_time(graph, users))
+
+
+@dataclass(frozen=True)
+class Bought:
+    """Distinct products that n users bought, newest first: `product` [n, k] int32 (-1 past the end), `count` [n, k]
+    int32 (lines in the user's list) and `time` [n, k] int64 ms of the last of them."""
+
+    product: I32
+    count: I32
+    time: I64
+
+
+def bought(graph: GraphStore, users: I32, k: int) -> Bought:
+    """At most k products that each user bought and did not cancel. Of more than k, those with the greatest
+    `count^2 / (1 + days since the last / 30)` are kept, days against the newest in the list: the count and the age
+    weigh as much as in the ranker, on average (`docs/decisions/ranker.md`)."""
+    n, a = users.shape[0], graph.purchased
+    found = Bought(np.empty((n, k), np.int32), np.empty((n, k), np.int32), np.empty((n, k), np.int64))
+    value_kernels.gather_bought(
+        users, a.capacity, a.head, a.length, a.nbr, a.time, a.flag, found.product, found.count, found.time
+    )
+    return found
 
 
 def newest_event_time(graph: GraphStore, users: I32) -> I64:

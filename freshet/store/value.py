@@ -61,7 +61,7 @@ def _text(seq: Seq) -> str:
 class EmbeddingValue:
     """A value, decoded: `vector` [dim] float32, read-only; `event_ts` (-1 none) and `written_ts` in ms since the
     epoch; `src` (topic, partition, offset) of the event that came last, if it is known; `recent` (product, kind,
-    timestamp in ms), newest first."""
+    timestamp in ms), newest first; `bought` (product, how often, timestamp of the last time in ms), alike."""
 
     seq: Seq
     vector: NDArray[np.float32]
@@ -70,6 +70,7 @@ class EmbeddingValue:
     written_ts: int
     src: tuple[str, int, int] | None
     recent: list[tuple[str, str, int]]
+    bought: list[tuple[str, int, int]]
 
 
 class _Raw(msgspec.Struct, gc=False):
@@ -83,6 +84,21 @@ class _Raw(msgspec.Struct, gc=False):
     written_ts: int
     src: tuple[str, int, int] | None
     recent: Sequence[tuple[str, str, int]]
+    bought: Sequence[tuple[str, int, int]]
+
+
+class _Packed(msgspec.Struct, gc=False):
+    """The same map, of lists that are MessagePack already."""
+
+    seq: str
+    v: bytes
+    dim: int
+    model: str
+    event_ts: int
+    written_ts: int
+    src: tuple[str, int, int] | None
+    recent: msgspec.Raw
+    bought: msgspec.Raw
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -92,9 +108,19 @@ _decoder = msgspec.msgpack.Decoder(_Raw)
 def encode_value(
     v: bytes, dim: int, model: str, seq: Seq, event_ts: int, written_ts: int,
     src: tuple[str, int, int] | None, recent: Sequence[tuple[str, str, int]],
+    bought: Sequence[tuple[str, int, int]] = (),
 ) -> bytes:  # fmt: skip
-    """The bytes of a value; `v` are `dim` little-endian float32, `recent` is newest first."""
-    return _encoder.encode(_Raw(_text(seq), v, dim, model, event_ts, written_ts, src, recent))
+    """The bytes of a value; `v` are `dim` little-endian float32, `recent` and `bought` are newest first."""
+    return _encoder.encode(_Raw(_text(seq), v, dim, model, event_ts, written_ts, src, recent, bought))
+
+
+def encode_packed(
+    v: bytes, dim: int, model: str, seq: Seq, event_ts: int, written_ts: int, src: tuple[str, int, int] | None,
+    recent: memoryview, bought: memoryview,
+) -> bytes:  # fmt: skip
+    """As `encode_value`, of lists that are MessagePack already (`packed.py`)."""
+    lists = msgspec.Raw(recent), msgspec.Raw(bought)
+    return _encoder.encode(_Packed(_text(seq), v, dim, model, event_ts, written_ts, src, *lists))
 
 
 def decode_value(raw: bytes) -> EmbeddingValue:
@@ -111,7 +137,8 @@ def decode_value(raw: bytes) -> EmbeddingValue:
     vector = np.frombuffer(found.v, dtype="<f4").astype(np.float32, copy=False)
     if not np.isfinite(vector).all():
         raise ValueCorrupt("v holds a number that is not finite")
-    return EmbeddingValue(seq, vector, found.model, found.event_ts, found.written_ts, found.src, list(found.recent))
+    lists = list(found.recent), list(found.bought)
+    return EmbeddingValue(seq, vector, found.model, found.event_ts, found.written_ts, found.src, *lists)
 
 
 def seq_text(raw: bytes) -> bytes:

@@ -20,8 +20,9 @@ from freshet.store.embeddings import EmbeddingStore, ServingState, StoreUnavaila
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
-from freshet.store.recent import KINDS, recent
-from freshet.store.value import Seq, encode_value
+from freshet.store.packed import PackedNames
+from freshet.store.recent import bought, recent
+from freshet.store.value import Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.records import Outgoing, Record
 
@@ -48,6 +49,8 @@ class SinkSettings:
 
     recent_max: int = 20
     """Entries of `recent` in a user's value."""
+    bought_max: int = 64
+    """Entries of `bought` in a user's value: what the ranker can offer again."""
     retry_ms_min: float = 50.0
     retry_ms_max: float = 2_000.0
 
@@ -83,6 +86,7 @@ class Sink:
         self.settings = settings or SinkSettings()
         self.unavailable_since: float | None = None
         self._step = 0
+        self._packed = PackedNames(graph.products)
         self._wall = wall
         self._should_stop = should_stop
         self._sleep = sleep
@@ -186,24 +190,18 @@ class Sink:
 
     def _values(self, users: I32, vectors: F32) -> list[bytes]:
         seen = recent(self.graph, users, self.settings.recent_max)
+        recents = self._packed.recent(seen)
+        boughts = self._packed.bought(bought(self.graph, users, self.settings.bought_max))
         seq, now = self.next_seq(), int(self._wall() * 1e3)
-        filled = seen.product >= 0
-        ends = filled.sum(axis=1).cumsum().tolist()
-        names = [name or "" for name in self.graph.products.names(seen.product[filled])]
-        kinds = [KINDS[kind] for kind in seen.kind[filled].tolist()]
-        times = seen.time[filled].tolist()
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         event_ts = seen.event_time.tolist()
-        values, start = [], 0
-        for i, user in enumerate(users.tolist()):  # each value is a MessagePack map of its own
-            items = list(zip(names[start : ends[i]], kinds[start : ends[i]], times[start : ends[i]], strict=True))
-            start = ends[i]
-            values.append(
-                encode_value(
-                    rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user), items
-                )
+        return [  # each value is a MessagePack map of its own
+            encode_packed(
+                rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user),
+                recents[i], boughts[i],
             )
-        return values
+            for i, user in enumerate(users.tolist())
+        ]  # fmt: skip
 
     def _src(self, user: int) -> tuple[str, int, int] | None:
         topic = self._src_topic[user]

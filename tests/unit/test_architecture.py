@@ -28,7 +28,7 @@ HOME_OF_VENDOR = {
     "confluent_kafka": {"freshet/stream/kafka.py"},
     "redis": {"freshet/store/redis_store.py"},
     "faiss": {"freshet/store/faiss_search.py"},
-    "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py"},
+    "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py", "freshet/store/value_kernels.py"},
     "polars": {"freshet/stream/convert/frames.py"},
     "lark": {"freshet/stream/query/parse.py"},
 }

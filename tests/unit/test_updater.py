@@ -101,6 +101,14 @@ def test_recent_is_newest_first_and_each_user_has_their_own(clock: Clock) -> Non
     assert recent == {"u1": [("p3", "purchase", NOW + 9), ("p1", "view", NOW)], "u2": [("p2", "view", NOW + 5)]}
 
 
+def test_what_was_bought_is_counted_and_a_cancelled_line_is_not(clock: Clock) -> None:
+    made = updater(clock)
+    made.step(records(order(1, "u1", "p1", "p2"), order(5, "u1", "p1"), View("v1", "u1", "p3", NOW + 9)))
+    made.step(records(Purchase("o1", "u1", NOW + 1, items=(Line("p2", quantity=1.0, cancelled=True),))))
+    value = decode_value(made.sink.store.get(made.sink.model_version, ["u1"])[0] or b"")
+    assert value.bought == [("p1", 2, NOW + 5)]
+
+
 def test_an_event_that_is_there_already_writes_nothing(clock: Clock) -> None:
     made = updater(clock)
     made.step(records(View("v1", "u1", "p1", NOW)))

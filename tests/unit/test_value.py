@@ -17,12 +17,14 @@ from freshet.store.value import SEQ_CHARS, SEQ_PLACE, EmbeddingValue, Seq, Value
 SEQ = Seq(1_763_900_000_123, 42)
 VECTOR = np.array([0.5, -0.25, 3e-8], dtype="<f4")
 RECENT = [("tea", "purchase", 1_763_900_000_000), ("käse", "view", 1_763_800_000_000)]
+BOUGHT = [("tea", 3, 1_763_900_000_000), ("brot", 1, 1_763_700_000_000)]
 
 
 def value(**changes: Any) -> bytes:
     parts: dict[str, Any] = {
         "v": VECTOR.tobytes(), "dim": 3, "model": "m1", "seq": SEQ, "event_ts": 1_763_900_000_000,
         "written_ts": 1_763_900_000_005, "src": ("freshet.events.view", 3, 17), "recent": RECENT,
+        "bought": BOUGHT,
     }  # fmt: skip
     return encode_value(**{**parts, **changes})
 
@@ -39,9 +41,9 @@ def packed(content: Any) -> bytes:
 
 
 def test_the_bytes_are_the_documented_ones() -> None:
-    short = encode_value(struct.pack("<f", 1.0), 1, "m", Seq(7, 9), -1, 5, None, [("p", "view", 3)])
+    short = encode_value(struct.pack("<f", 1.0), 1, "m", Seq(7, 9), -1, 5, None, [("p", "view", 3)], [("p", 2, 3)])
     assert short == (
-        b"\x88"
+        b"\x89"
         b"\xa3seq\xd9\x210000000000000007.0000000000000009"
         b"\xa1v\xc4\x04\x00\x00\x80\x3f"
         b"\xa3dim\x01"
@@ -50,6 +52,7 @@ def test_the_bytes_are_the_documented_ones() -> None:
         b"\xaawritten_ts\x05"
         b"\xa3src\xc0"
         b"\xa6recent\x91\x93\xa1p\xa4view\x03"
+        b"\xa6bought\x91\x93\xa1p\x02\x03"
     )
 
 
@@ -58,7 +61,7 @@ def test_another_library_reads_it_and_seq_stands_at_its_place() -> None:
     assert msgpack.unpackb(raw) == {
         "seq": "0001763900000123.0000000000000042", "v": VECTOR.tobytes(), "dim": 3, "model": "m1",
         "event_ts": 1_763_900_000_000, "written_ts": 1_763_900_000_005, "src": ["freshet.events.view", 3, 17],
-        "recent": [list(entry) for entry in RECENT],
+        "recent": [list(entry) for entry in RECENT], "bought": [list(entry) for entry in BOUGHT],
     }  # fmt: skip
     assert raw[SEQ_PLACE : SEQ_PLACE + SEQ_CHARS] == SEQ.text().encode()
 
@@ -70,6 +73,7 @@ def test_decoding_gives_back_what_was_encoded() -> None:
     assert (found.seq, found.model) == (SEQ, "m1")
     assert (found.event_ts, found.written_ts) == (1_763_900_000_000, 1_763_900_000_005)
     assert (found.src, found.recent) == (("freshet.events.view", 3, 17), RECENT)
+    assert found.bought == BOUGHT
 
 
 def test_a_value_of_another_library_is_read_too_and_further_entries_do_no_harm() -> None:
@@ -87,15 +91,17 @@ times = st.integers(-1, 2**53)
     event_ts=times,
     src=st.none() | st.tuples(names, st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1)),
     recent=st.lists(st.tuples(names, st.sampled_from(["view", "purchase"]), times), max_size=20),
+    bought=st.lists(st.tuples(names, st.integers(1, 2**16), times), max_size=20),
 )
 def test_any_value_survives_the_round_trip(
     vector: list[float], model: str, seq: Seq, event_ts: int, src: tuple[str, int, int] | None,
-    recent: list[tuple[str, str, int]],
+    recent: list[tuple[str, str, int]], bought: list[tuple[str, int, int]],
 ) -> None:  # fmt: skip
     rows = np.array(vector, dtype="<f4")
-    found = decode_value(encode_value(rows.tobytes(), len(vector), model, seq, event_ts, 1, src, recent))
+    found = decode_value(encode_value(rows.tobytes(), len(vector), model, seq, event_ts, 1, src, recent, bought))
     np.testing.assert_array_equal(found.vector, rows)
     assert (found.model, found.seq, found.event_ts, found.src, found.recent) == (model, seq, event_ts, src, recent)
+    assert found.bought == bought
 
 
 def test_a_value_that_was_cut_short_is_refused_wherever_it_ends() -> None:

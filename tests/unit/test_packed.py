@@ -1,0 +1,95 @@
+"""What a value lists of a user's past: chosen as a plain reading of the lists says, and packed as any library packs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgpack
+import numpy as np
+import pytest
+
+from freshet.store.columns import EventColumns, PurchaseColumns, ViewColumns
+from freshet.store.graph import GraphLimits, GraphStore
+from freshet.store.packed import PackedNames
+from freshet.store.recent import KINDS, bought, recent
+
+DAY_MS = 86_400_000
+
+
+def shop(seed: int, lines: int, names: list[str], limits: GraphLimits) -> tuple[GraphStore, list[tuple[str, str, int]]]:
+    """A graph of random purchases and views, and the purchases that were not cancelled (user, product, time)."""
+    rng = np.random.default_rng(seed)
+    user = [f"u{i}" for i in rng.integers(0, 6, lines)]
+    product = [names[i] for i in rng.integers(0, len(names), lines)]
+    time = rng.integers(0, 300 * DAY_MS, lines)
+    cancelled = rng.random(lines) < 0.1
+    event = np.arange(1, lines + 1, dtype=np.uint64)
+    purchases = PurchaseColumns(
+        user, product, time, event, np.ones(lines, np.float32), cancelled, np.arange(lines + 1, dtype=np.int64)
+    )
+    views = ViewColumns(user[:20], product[:20], time[:20] + 1, event[:20] + 10_000, np.full(20, np.nan, np.float32))
+    graph = GraphStore(limits)
+    graph.apply(EventColumns(purchases=purchases, views=views))
+    kept: list[tuple[str, str, int]] = []
+    for u in sorted(set(user)):
+        mine = sorted((int(time[i]), i) for i in range(lines) if user[i] == u)
+        newest = mine[-limits.purchased_max :]
+        kept += [(u, product[i], t) for t, i in reversed(newest) if not cancelled[i]]
+    return graph, kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k", [1, 5, 64])
+def test_bought_is_what_a_plain_reading_of_the_lists_finds(seed: int, k: int) -> None:
+    graph, kept = shop(seed, 300, [f"p{i}" for i in range(25)], GraphLimits(purchased_max=40))
+    users = np.arange(len(graph.users), dtype=np.int32)
+    found = bought(graph, users, k)
+    for row, user in enumerate(graph.users.names(users)):
+        mine = [(p, t) for u, p, t in kept if u == user]  # newest first
+        count, last = Counter(p for p, _ in mine), dict(reversed(mine))
+        order = list(dict.fromkeys(p for p, _ in mine))
+        newest = mine[0][1]
+        worth = {p: count[p] ** 2 / (1 + (newest - last[p]) / (30 * DAY_MS)) for p in order}
+        best = sorted(order, key=lambda p: (-worth[p], order.index(p)))[:k]
+        want = [(p, count[p], last[p]) for p in order if p in best]
+        there = found.product[row] >= 0
+        got = zip(
+            graph.products.names(found.product[row][there]), found.count[row][there].tolist(),
+            found.time[row][there].tolist(), strict=True,
+        )  # fmt: skip
+        assert list(got) == want
+
+
+def test_lists_are_packed_as_any_library_packs_them_and_new_names_are_learned() -> None:
+    names = ["tea", "käse", "x" * 31, "y" * 32, "z" * 256]
+    graph, _ = shop(1, 100, names[:3], GraphLimits())
+    packed = PackedNames(graph.products)
+    users = np.arange(len(graph.users), dtype=np.int32)
+    for _ in range(2):
+        seen, own = recent(graph, users, 7), bought(graph, users, 64)
+        for row, (a, b) in enumerate(zip(packed.recent(seen), packed.bought(own), strict=True)):
+            there = seen.product[row] >= 0
+            products = graph.products.names(seen.product[row][there])
+            what = zip(products, seen.kind[row][there], seen.time[row][there].tolist())
+            assert msgpack.unpackb(bytes(a)) == [[name, KINDS[kind], time] for name, kind, time in what]
+            there = own.product[row] >= 0
+            products = graph.products.names(own.product[row][there])
+            want = zip(products, own.count[row][there].tolist(), own.time[row][there].tolist())
+            assert msgpack.unpackb(bytes(b)) == [list(entry) for entry in want]
+        more = PurchaseColumns(
+            ["u0", "u0"], names[3:], np.array([400 * DAY_MS] * 2), np.array([9001, 9002], np.uint64),
+            np.ones(2, np.float32), np.zeros(2, np.bool_), np.arange(3, dtype=np.int64),
+        )  # fmt: skip
+        graph.apply(EventColumns(purchases=more))
+
+
+def test_a_user_without_anything_has_empty_lists() -> None:
+    graph = GraphStore()
+    packed = PackedNames(graph.products)
+    graph.users.intern(["nobody"])
+    graph.purchased.reserve(1, 1)
+    graph.viewed.reserve(1, 1)
+    nobody = np.zeros(1, np.int32)
+    own = bought(graph, nobody, 4)
+    assert [msgpack.unpackb(bytes(part)) for part in packed.bought(own)] == [[]]
+    assert packed.bought(bought(graph, nobody[:0], 4)) == []
