@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 TORCH_INDEX_URL ?=
 ARGS ?=
 PYTEST_ARGS ?=
-BENCHES := replay freshness broker scale redis_write
+BENCHES := replay freshness broker scale redis_write reader
 
 # A stamp carries a checksum of what it was made from: nothing is installed twice, and a changed pin is.
 STATE := $(VENV)/.state

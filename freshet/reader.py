@@ -18,13 +18,25 @@ from freshet.store.columns import F32
 from freshet.store.embeddings import EmbeddingStore, ServingState
 from freshet.store.index import ItemIndex
 from freshet.store.index_snapshot import read_manifest
+from freshet.store.ranker import (
+    DAY_MS,
+    REFERENCE,
+    Pairs,
+    RankerWeights,
+    features,
+    load_weights,
+    logit,
+    probability,
+)
 from freshet.store.value import EmbeddingValue, decode_value
 
-FOR_YOU, POPULAR = "for you", "popular"
+FOR_YOU, POPULAR, BOUGHT_AGAIN, VIEWED = "for you", "popular", "bought again", "viewed lately"
+"""Why a product is recommended."""
 
 NORM_MIN = 1e-12
 """Least norm a vector is divided by."""
-"""Why a product is recommended."""
+POPULAR_KEPT_S = 1.0
+"""For so long a reader goes by the list of popular products that it has read; the list moves once a day."""
 
 
 class NotServing(FreshetError):
@@ -48,7 +60,8 @@ class Embedding:
     """The embedding of a user: `vector` [dim] float32; times in milliseconds since the epoch.
 
     `event_ts` is the user's newest event (-1: none), `age_ms` the time since the embedding was written, and
-    `recent` what they did lately: (product, kind, timestamp), newest first.
+    `recent` what they did lately: (product, kind, timestamp), newest first; `bought` what they bought: (product, how
+    often, timestamp of the last), newest first.
     """
 
     vector: F32
@@ -57,14 +70,17 @@ class Embedding:
     written_ts: int
     age_ms: int
     recent: list[tuple[str, str, int]]
+    bought: list[tuple[str, int, int]]
 
 
 @dataclass(frozen=True)
 class Recommendations:
     """Products for a user, best first, as (product, score, reason).
 
-    The reason 'for you' comes with the inner product of user and product, 'popular' with the product's
-    popularity. `source` is 'personal' where the user's embedding was used; popular products may still fill the end.
+    `source` is 'personal' where the user's embedding was used. Then a score is the probability that the user takes the
+    product within the weeks the ranker was fitted on, and the reason is 'bought again', 'viewed lately', 'for you', or
+    'popular' where popularity speaks for a product more than the user's taste. Otherwise `source` is 'popular' and the
+    scores are popularities.
     """
 
     items: list[tuple[str, float, str]]
@@ -194,6 +210,8 @@ class Reader:
         close: Callable[[], None],
     ) -> None:
         self._store, self._serving, self._held, self._clock, self._close = store, serving, held, clock, close
+        self._ranker: tuple[str, RankerWeights] | None = None
+        self._listed: tuple[str, float, list[tuple[str, float]]] | None = None
 
     def embedding(self, user_id: str) -> Embedding | None:
         """The embedding of a user; None for one that nobody knows. Raises NotServing."""
@@ -205,32 +223,40 @@ class Reader:
             return None
         value = decode_value(raw)
         age_ms = max(0, int(self._clock() * 1e3) - value.written_ts)
-        return Embedding(value.vector, value.model, value.event_ts, value.written_ts, age_ms, value.recent)
+        return Embedding(
+            value.vector, value.model, value.event_ts, value.written_ts, age_ms, value.recent, value.bought
+        )
 
     def recommend(
         self, user_id: str, k: int = 10, exclude_seen: bool = True, allowed: Collection[str] | None = None
     ) -> Recommendations:
         """At most k products for a user; popular ones for a user that nobody knows.
 
-        `exclude_seen` leaves out what the user bought or viewed lately (the `recent` of the embedding);
-        `allowed` restricts the products. Where the index has fewer that qualify than k, popular ones that do
-        follow. Only products in the index are offered, so a withdrawn one is not.
-        Raises NotServing, VersionMismatch, and FreshetError for k below 1.
+        `exclude_seen` leaves out what the user bought, and viewed lately (`bought` and `recent` of the embedding);
+        without it, what is bought again is offered where it is more probable than anything new. `allowed` restricts
+        the products: a category, what is in stock. Only products in the index are offered, so a withdrawn one is not.
+        Raises NotServing, VersionMismatch, RankerCorrupt, and FreshetError for k below 1.
         """
         if k < 1:
             raise FreshetError(f"k is {k}: ask for at least one product")
         index, version, value = self._user(user_id)
         if value is None:
             return Recommendations(self._popular(index, version, k, allowed, ()), version, "popular", False)
-        seen = {product for product, _, _ in value.recent} if exclude_seen else set()
+        seen = _seen(value) if exclude_seen else frozenset()
         if not np.any(value.vector):  # nothing is known of this user: every product scores 0
             return Recommendations(self._popular(index, version, k, allowed, seen), version, "popular", True)
-        found = index.search(value.vector[None], k, allowed, [seen])
-        items = [(name, score, FOR_YOU) for name, score in zip(found.ids[0], found.scores[0].tolist(), strict=True)]
-        if len(items) < k:
-            taken = seen.union(found.ids[0])
-            items += self._popular(index, version, k - len(items), allowed, taken)
-        return Recommendations(items, version, "personal", True)
+        found, reference = _found(index, value.vector, k, allowed, seen)
+        wanted = None if allowed is None else frozenset(allowed)
+        popular = [p for p, _ in self._list(version) if p not in seen and (wanted is None or p in wanted)][:k]
+        known = [p for p, _, _ in value.bought] + [p for p, _, _ in value.recent]
+        known = [p for p in known if p not in seen and (wanted is None or p in wanted)]
+        asked = list(dict.fromkeys([*found, *popular, *known]))
+        vectors, present = index.get(asked)
+        names = [name for name, there in zip(asked, present.tolist(), strict=True) if there]
+        return Recommendations(
+            _ranked(self._weights(version), value, names, vectors[present], reference, k, frozenset(popular)),
+            version, "personal", True,
+        )  # fmt: skip
 
     def similar(self, product_id: str, k: int = 10) -> list[tuple[str, float]]:
         """The k products most like this one, itself left out, as (product, cosine). Does not read Redis.
@@ -306,17 +332,75 @@ class Reader:
     def _popular(
         self, index: ItemIndex, version: str, k: int, allowed: Collection[str] | None, without: Collection[str]
     ) -> list[tuple[str, float, str]]:
-        blob = self._serving.get_blob(f"{version}:popular")
-        if blob is None:
-            return []
-        try:
-            listed = msgspec.msgpack.decode(blob, type=list[tuple[str, float]])
-        except msgspec.MsgspecError as e:
-            raise PopularCorrupt(f"the popular products of version {version!r} cannot be read: {e}") from e
         wanted = None if allowed is None else frozenset(allowed)
-        listed = [(p, s) for p, s in listed if p not in without and (wanted is None or p in wanted)]
+        listed = [(p, s) for p, s in self._list(version) if p not in without and (wanted is None or p in wanted)]
         present = _present(index, [p for p, _ in listed])
         return [(p, s, POPULAR) for (p, s), there in zip(listed, present, strict=True) if there][:k]
+
+    def _list(self, version: str) -> list[tuple[str, float]]:
+        """The popular products of a version, most popular first, as they stood a moment ago."""
+        now, kept = self._clock(), self._listed
+        if kept is not None and kept[0] == version and 0.0 <= now - kept[1] < POPULAR_KEPT_S:
+            return kept[2]
+        blob = self._serving.get_blob(f"{version}:popular")
+        try:
+            listed = [] if blob is None else msgspec.msgpack.decode(blob, type=list[tuple[str, float]])
+        except msgspec.MsgspecError as e:
+            raise PopularCorrupt(f"the popular products of version {version!r} cannot be read: {e}") from e
+        if listed:
+            self._listed = version, now, listed
+        return listed
+
+    def _weights(self, version: str) -> RankerWeights:
+        """The ranker of a version, which never changes; the default one where no worker has written any."""
+        if self._ranker is None or self._ranker[0] != version:
+            blob = self._serving.get_blob(f"{version}:ranker")
+            if blob is None:
+                return RankerWeights()
+            self._ranker = version, load_weights(blob)
+        return self._ranker[1]
+
+
+def _seen(value: EmbeddingValue) -> frozenset[str]:
+    return frozenset(p for p, _, _ in value.recent).union(p for p, _, _ in value.bought)
+
+
+def _found(
+    index: ItemIndex, vector: F32, k: int, allowed: Collection[str] | None, seen: frozenset[str]
+) -> tuple[list[str], float]:
+    """What the index finds for a user, and the inner product of the product of rank REFERENCE among all."""
+    asked = max(k, REFERENCE)
+    if allowed is None:
+        both = index.search(np.stack([vector, vector]), asked, None, [(), seen])
+        every, found = both.scores[0], both.ids[1]
+    else:
+        every = index.search(vector[None], asked).scores[0]
+        found = index.search(vector[None], asked, allowed, [seen]).ids[0]
+    return found, float(every[min(REFERENCE, len(every)) - 1]) if len(every) else 0.0
+
+
+def _ranked(
+    weights: RankerWeights, value: EmbeddingValue, names: list[str], vectors: F32, reference: float, k: int,
+    popular: frozenset[str],
+) -> list[tuple[str, float, str]]:  # fmt: skip
+    """The k most probable of `names` [n] with `vectors` [n, dim], each with its probability and a reason."""
+    n = len(names)
+    count, days = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    place = {name: i for i, name in enumerate(names)}
+    for product, times, last_ms in value.bought:
+        if (i := place.get(product)) is not None:
+            count[i], days[i] = times, (value.event_ts - last_ms) / DAY_MS
+    viewed = {product for product, kind, _ in value.recent if kind == "view"}
+    was_viewed = np.array([name in viewed for name in names], dtype=np.bool_)
+    score, level = vectors @ value.vector, vectors[:, -1] * value.vector[-1]
+    pairs = Pairs(score, np.full(n, reference, np.float32), level, count, days, was_viewed)
+    chance = probability(logit(weights, features(pairs)))
+    items = []
+    for i in np.argsort(-chance, kind="stable")[:k].tolist():
+        reason = FOR_YOU if names[i] not in popular or 2.0 * level[i] < score[i] else POPULAR
+        reason = BOUGHT_AGAIN if count[i] else VIEWED if was_viewed[i] else reason
+        items.append((names[i], float(chance[i]), reason))
+    return items
 
 
 def _present(index: ItemIndex, ids: Sequence[str]) -> list[bool]:

@@ -5,6 +5,7 @@ weights.safetensors    the weights, float32, matrices [in, out]
 vocabulary.json        product ids of the rows of `product.id`, bucket borders
 copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
 popular.json           [product id, popularity at the cut], most popular first
+ranker.json            coefficients of the final ranker
 parity.json, parity.safetensors   a small event log and the embeddings it must come to
 """
 
@@ -35,8 +36,9 @@ from freshet.store.columns import F32, I32, I64, EventColumns, ProductAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.lists import Gather
 from freshet.store.popularity import FrozenPopularity, PopularityConfig
+from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARITY_ATOL = 1e-5
 
 Kind = Literal["trained", "dayzero"]
@@ -88,7 +90,8 @@ class Fixture:
 @dataclass(frozen=True)
 class Bundle:
     """A frozen model. `weights` hold float32 arrays by name (see `towers.weight_shapes`); `cut_ms` is the time
-    up to which purchases are counted in `pairs`; `popular` are popularities at the cut, greatest first."""
+    up to which purchases are counted in `pairs`; `popular` are popularities at the cut, greatest first; `ranker`
+    ranks what the towers find with what the user bought."""
 
     kind: Kind
     config: TowerConfig
@@ -98,6 +101,7 @@ class Bundle:
     cut_ms: int
     pairs: FrozenPairs = field(default_factory=FrozenPairs.none)
     popular: list[tuple[str, float]] = field(default_factory=list)
+    ranker: RankerWeights = field(default_factory=RankerWeights)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     fixture: Fixture | None = None
     model_version: str = ""
@@ -128,6 +132,10 @@ class Bundle:
         value = np.zeros(int(number.max(initial=-1)) + 1, dtype=np.float32)
         value[number] = [popularity for _, popularity in self.popular]
         return FrozenPopularity(self.cut_ms, value)
+
+    def with_ranker(self, ranker: RankerWeights) -> Bundle:
+        """The same model with another ranker, and so with another version."""
+        return replace(self, ranker=ranker, model_version="")
 
     def thin(self, products: list[str]) -> Bundle:
         """The same model that knows the co-purchases and the popularity of `products` only: the parity fixture's,
@@ -224,6 +232,7 @@ class Bundle:
                 {name: getattr(self.pairs, name) for name in ("ptr", "nbr", "count", "orders")}
             ),
             "popular.json": _json(self.popular),
+            "ranker.json": dump_weights(self.ranker),
         }
 
     def _version(self) -> str:
@@ -254,13 +263,14 @@ def _load(path: Path) -> Bundle:
             cut_ms=head["cut_ms"],
             pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
             popular=[(p, n) for p, n in json.loads(data["popular.json"])],
+            ranker=load_weights(data["ranker.json"]),
             evaluation=head["evaluation"],
             fixture=fixture,
             model_version=head["model_version"],
         )
     except KeyError as e:
         raise BundleError(f"the bundle at {path} lacks {e.args[0]}; write it again") from e
-    except (TypeError, ValueError, SafetensorError) as e:
+    except (TypeError, ValueError, SafetensorError, RankerCorrupt) as e:
         raise BundleError(f"the bundle at {path} cannot be understood: {e}") from e
 
 

@@ -41,7 +41,7 @@ PRODUCT_LISTS = ("purchased_by", "viewed_by", "co_purchased")
 class GraphLimits:
     """Entries kept for each node, by relation; more than a forward pass reads (cancelled ones keep their slot)."""
 
-    purchased_max: int = 128
+    purchased_max: int = 256
     viewed_max: int = 32
     purchased_by_max: int = 64
     viewed_by_max: int = 32

@@ -68,15 +68,15 @@ class TimedLists:
         np.cumsum(np.bincount(rows, minlength=size), out=ptr[1:])
         return TimedLists(ptr, nbrs[order], time[order], value[order], flag[order], kept_max)
 
-    def window(self, rows: I32, before_ms: I64) -> tuple[I64, I64]:
-        """Where the entries strictly older than `before_ms` [n] stand that a live list would hold: first
-        place and length, [n] int64 each. Rows past the end are empty."""
+    def window(self, rows: I32, before_ms: I64, kept_max: int | None = None) -> tuple[I64, I64]:
+        """Where the entries strictly older than `before_ms` [n] stand that a live list would hold (or one of
+        `kept_max`): first place and length, [n] int64 each. Rows past the end are empty."""
         known = np.minimum(rows.astype(np.int64), self.ptr.shape[0] - 2)
         starts, ends = self.ptr[known], self.ptr[known + 1]
         ends = np.where(rows <= known, ends, starts)
         lengths = np.empty(rows.shape[0], dtype=np.int64)
         kernels.lengths_before(starts, ends, self.time, before_ms.astype(np.int64), lengths)
-        kept = np.minimum(lengths, self.kept_max)
+        kept = np.minimum(lengths, self.kept_max if kept_max is None else kept_max)
         return starts + lengths - kept, kept
 
     def recent(self, rows: I32, before_ms: I64, gather: Gather) -> Block:

@@ -464,39 +464,3 @@ def drop_sessions_until(  # type: ignore[no-untyped-def]
         length[u] = n - 1
         dropped += 1
     return dropped
-
-
-@njit(cache=True, nogil=True)
-def gather_latest(  # type: ignore[no-untyped-def]
-    rows, a_cap, a_head, a_length, a_nbr, a_time, a_flag, b_cap, b_head, b_length, b_nbr, b_time, b_flag,
-    out_nbr, out_kind, out_time,
-):  # fmt: skip
-    """The newest entries of two relations together, newest first, without the cancelled.
-
-    Writes `out_nbr` [n, k] int32 (-1 past the end), `out_kind` [n, k] (0 for a, 1 for b), `out_time` [n, k].
-    """
-    k = out_nbr.shape[1]
-    for i in range(rows.shape[0]):
-        r = np.int64(rows[i])
-        x = np.int64(a_length[r]) - 1
-        y = np.int64(b_length[r]) - 1
-        count = 0
-        while count < k and (x >= 0 or y >= 0):
-            s = r * a_cap + (np.int64(a_head[r]) + x) % a_cap
-            t = r * b_cap + (np.int64(b_head[r]) + y) % b_cap
-            if y < 0 or (x >= 0 and a_time[s] >= b_time[t]):
-                x -= 1
-                if a_flag[s] == 0:
-                    out_nbr[i, count] = a_nbr[s]
-                    out_kind[i, count] = 0
-                    out_time[i, count] = a_time[s]
-                    count += 1
-            else:
-                y -= 1
-                if b_flag[t] == 0:
-                    out_nbr[i, count] = b_nbr[t]
-                    out_kind[i, count] = 1
-                    out_time[i, count] = b_time[t]
-                    count += 1
-        for c in range(count, k):
-            out_nbr[i, c] = -1

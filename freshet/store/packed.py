@@ -14,9 +14,9 @@ from freshet.store.recent import KINDS, Bought, Recent
 
 U8 = NDArray[np.uint8]
 
-COUNT_AND_TIME = 1 + 5 + 9
+OF_BOUGHT = 1 + 5 + 9
 """Bytes of an entry of `bought` besides the name: its head, a uint32 and an int64."""
-HEAD_AND_TIME = 1 + 9
+OF_RECENT = 1 + 9
 """Bytes of an entry of `recent` besides both texts."""
 
 
@@ -37,7 +37,7 @@ class PackedNames:
         """Packed `[product, kind, time]` of each user of `seen`."""
         self._learn()
         ends = np.empty(seen.product.shape[0], dtype=np.int64)
-        fixed = self._kind_size[seen.kind] + HEAD_AND_TIME
+        fixed = self._kind_size[seen.kind] + OF_RECENT
         value_kernels.packed_ends(seen.product, self._start, fixed, ends)
         out = np.empty(ends[-1] if ends.shape[0] else 0, dtype=np.uint8)
         value_kernels.pack_recent(
@@ -49,7 +49,7 @@ class PackedNames:
         """Packed `[product, count, time]` of each user of `found`."""
         self._learn()
         ends = np.empty(found.product.shape[0], dtype=np.int64)
-        fixed = np.full(found.product.shape, COUNT_AND_TIME, dtype=np.int64)
+        fixed = np.full(found.product.shape, OF_BOUGHT, dtype=np.int64)
         value_kernels.packed_ends(found.product, self._start, fixed, ends)
         out = np.empty(ends[-1] if ends.shape[0] else 0, dtype=np.uint8)
         value_kernels.pack_bought(found.product, found.count, found.time, self._start, self._bytes, ends, out)
@@ -72,7 +72,9 @@ class PackedNames:
 
 
 def _slices(data: U8, ends: I64) -> list[memoryview]:
-    whole, out, start = data.data, [], 0
+    whole = memoryview(data.data)
+    out: list[memoryview] = []
+    start = 0
     for end in ends.tolist():
         out.append(whole[start:end])
         start = end

@@ -12,28 +12,33 @@ DAYS_30_MS = 30.0 * 86_400_000.0
 
 
 @njit(cache=True, nogil=True)
-def gather_bought(rows, cap, head, length, nbr, time, flag, out_nbr, out_count, out_time):  # type: ignore[no-untyped-def]
+def gather_bought(  # type: ignore[no-untyped-def]
+    base, head, length, cap, nbr, time, flag, out_nbr, out_count, out_time
+):
     """Distinct neighbours of each row that are not cancelled, newest first, with how often and when last.
 
     Where there are more than k, those of the greatest `count^2 / (1 + age / 30 days)` stay, of equals the newer.
     Writes `out_nbr` [n, k] int32 (-1 past the end), `out_count` [n, k] int32, `out_time` [n, k] int64.
     """
     k = out_nbr.shape[1]
+    most = np.int64(0)
+    for i in range(base.shape[0]):
+        if np.int64(length[i]) > most:
+            most = np.int64(length[i])
     slots = 64
-    while slots < 2 * cap:
+    while slots < 2 * most:
         slots *= 2
     place = np.empty(slots, dtype=np.int32)
-    node = np.empty(cap, dtype=np.int32)
-    count = np.empty(cap, dtype=np.int32)
-    last = np.empty(cap, dtype=np.int64)
-    worth = np.empty(cap, dtype=np.float64)
-    for i in range(rows.shape[0]):
-        r = np.int64(rows[i])
+    node = np.empty(most, dtype=np.int32)
+    count = np.empty(most, dtype=np.int32)
+    worth = np.empty(most, dtype=np.float64)
+    last = np.empty(most, dtype=np.int64)
+    for i in range(base.shape[0]):
         found = 0
         place[:] = -1
-        j = np.int64(length[r]) - 1
+        j = np.int64(length[i]) - 1
         while j >= 0:
-            s = r * cap + (np.int64(head[r]) + j) % cap
+            s = base[i] + (np.int64(head[i]) + j) % cap
             j -= 1
             if flag[s] != 0 or nbr[s] < 0:
                 continue
@@ -43,25 +48,23 @@ def gather_bought(rows, cap, head, length, nbr, time, flag, out_nbr, out_count, 
             if place[h] < 0:
                 place[h] = found
                 node[found] = nbr[s]
-                count[found] = 1
+                count[found] = 0
                 last[found] = time[s]
                 found += 1
-            else:
-                count[place[h]] += 1
+            count[place[h]] += 1
+        for c in range(found):
+            worth[c] = count[c] * count[c] / (1.0 + (last[0] - last[c]) / DAYS_30_MS)
         least = -1.0
+        level = np.int64(0)
         if found > k:
-            for c in range(found):
-                worth[c] = count[c] * count[c] / (1.0 + (last[0] - last[c]) / DAYS_30_MS)
             least = np.sort(worth[:found])[found - k]
-        above = 0
-        if found > k:
+            level = np.int64(k)
             for c in range(found):
                 if worth[c] > least:
-                    above += 1
-        level = k - above
+                    level -= 1
         written = 0
         for c in range(found):
-            if found > k and worth[c] <= least:
+            if worth[c] <= least:
                 if worth[c] < least or level == 0:
                     continue
                 level -= 1
@@ -73,6 +76,41 @@ def gather_bought(rows, cap, head, length, nbr, time, flag, out_nbr, out_count, 
             out_nbr[i, c] = -1
             out_count[i, c] = 0
             out_time[i, c] = 0
+
+
+@njit(cache=True, nogil=True)
+def gather_latest(  # type: ignore[no-untyped-def]
+    a_base, a_head, a_length, a_cap, a_nbr, a_time, a_flag, b_base, b_head, b_length, b_cap, b_nbr, b_time, b_flag,
+    out_nbr, out_kind, out_time,
+):  # fmt: skip
+    """The newest entries of two relations together, newest first, without the cancelled.
+
+    Writes `out_nbr` [n, k] int32 (-1 past the end), `out_kind` [n, k] (0 for a, 1 for b), `out_time` [n, k].
+    """
+    k = out_nbr.shape[1]
+    for i in range(a_base.shape[0]):
+        x = np.int64(a_length[i]) - 1
+        y = np.int64(b_length[i]) - 1
+        count = 0
+        while count < k and (x >= 0 or y >= 0):
+            s = a_base[i] + (np.int64(a_head[i]) + x) % a_cap
+            t = b_base[i] + (np.int64(b_head[i]) + y) % b_cap
+            if y < 0 or (x >= 0 and a_time[s] >= b_time[t]):
+                x -= 1
+                if a_flag[s] == 0:
+                    out_nbr[i, count] = a_nbr[s]
+                    out_kind[i, count] = 0
+                    out_time[i, count] = a_time[s]
+                    count += 1
+            else:
+                y -= 1
+                if b_flag[t] == 0:
+                    out_nbr[i, count] = b_nbr[t]
+                    out_kind[i, count] = 1
+                    out_time[i, count] = b_time[t]
+                    count += 1
+        for c in range(count, k):
+            out_nbr[i, c] = -1
 
 
 @njit(cache=True, nogil=True)

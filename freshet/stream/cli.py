@@ -297,7 +297,9 @@ def click(
 def recommend(
     user: Annotated[str, typer.Argument(help="User id.")],
     k: Annotated[int, typer.Option("-k", "--top", help="How many.", min=1, max=1000)] = 10,
-    include_seen: Annotated[bool, typer.Option(help="Also what the user bought or viewed lately.")] = False,
+    include_seen: Annotated[
+        bool, typer.Option(help="Also what the user bought or viewed, where it is more probable than what is new.")
+    ] = False,
     bootstrap: Bootstrap = None,
     redis: RedisUrl = None,
     as_json: AsJson = False,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
+from freshet.model.config import DAY_MS
 from freshet.store.history import History
 from freshet.stream.eventlog import EventLog
 from freshet.stream.progress import Bars
+
+if TYPE_CHECKING:
+    from freshet.model.fit_ranker import FitRankerConfig
 
 
 def day_ms(text: str | None, setting: str) -> int | None:
@@ -40,6 +44,7 @@ def train_bundle(
     """Train on the log, save the bundle, return its card. Raises FreshetError for what a user can mend."""
     if loss not in ("softmax", "bpr"):
         raise FreshetError(f"--loss {loss!r} is not known: softmax or bpr")
+    from freshet.model.fit_ranker import FitRankerConfig
     from freshet.model.train import TrainConfig, train  # torch is loaded when it is needed
 
     history = read_history(EventLog(log), None, bars)
@@ -48,20 +53,33 @@ def train_bundle(
         made = train(history, settings, split_ms=day_ms(before, "--before"), progress=bars.share)
     except ValueError as e:
         raise FreshetError(f"{log}: {e}") from e
-    return _saved(made, bundle)
+    ranker = FitRankerConfig(window_days=settings.validation_days)  # what training was stopped by, and nothing later
+    return _saved(_ranked(made, made, history, ranker), bundle)
 
 
 def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> dict[str, Any]:
-    """Make a bundle without training, save it, return its card."""
+    """Make a bundle without training, save it, return its card. Its ranker is fitted on the last weeks, to embeddings
+    of what was before them."""
     from freshet.model.dayzero import dayzero
+    from freshet.model.fit_ranker import FitRankerConfig
 
     cut_ms = day_ms(before, "--before")
     history = read_history(EventLog(log), cut_ms, bars)
+    ranker = FitRankerConfig()
     try:
         made = dayzero(history)
+        earlier = dayzero(history, cut_ms=made.cut_ms - int(ranker.window_days * DAY_MS))
     except ValueError as e:
         raise FreshetError(f"{log}: {e}") from e
-    return _saved(made, bundle)
+    return _saved(_ranked(made, earlier, history, ranker), bundle)
+
+
+def _ranked(made: Bundle, earlier: Bundle, history: History, config: FitRankerConfig) -> Bundle:
+    """`made` with the ranker that fits what came after `earlier` was made."""
+    from freshet.model.evaluation.embeddings import TowersAt
+    from freshet.model.evaluation.final import ranker_of
+
+    return made.with_ranker(ranker_of(TowersAt(earlier, history), history, earlier.cut_ms + 1, config))
 
 
 def _saved(made: Bundle, path: Path) -> dict[str, Any]:
@@ -72,5 +90,6 @@ def _saved(made: Bundle, path: Path) -> dict[str, Any]:
         "kind": made.kind,
         "cut_ms": made.cut_ms,
         "products": len(made.vocabulary.row_of),
+        "ranker": vars(made.ranker),
         "evaluation": dict(made.evaluation),
     }

@@ -49,7 +49,7 @@ class SinkSettings:
 
     recent_max: int = 20
     """Entries of `recent` in a user's value."""
-    bought_max: int = 64
+    bought_max: int = 128
     """Entries of `bought` in a user's value: what the ranker can offer again."""
     retry_ms_min: float = 50.0
     retry_ms_max: float = 2_000.0

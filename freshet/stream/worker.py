@@ -19,6 +19,7 @@ from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore
 from freshet.store.popular import PopularSettings, popular
+from freshet.store.ranker import dump_weights
 from freshet.stream.deadletter import to_deadletter
 from freshet.stream.decode import Decoded
 from freshet.stream.kafka import KafkaError, PartitionConsumer, RecordProducer
@@ -161,6 +162,7 @@ class Worker:
                 progress("records", total - left, total)
         self.updater.go_live(progress)
         self._flush()
+        self.publish_ranker()
         self.publish_popular()
         self.serving.set_sentinel(self.sink.model_version, str(self.sink.fence))
         self.serving.set_current(self.sink.model_version)
@@ -239,11 +241,16 @@ class Worker:
         self.state = "rewriting"
         self._popular_tick = None
         self.updater.rewrite()
+        self.publish_ranker()
         self.publish_popular()
         version = self.sink.model_version
         self.sink.insist(lambda: self.serving.set_sentinel(version, str(self.sink.fence)))
         self.sink.insist(lambda: self.serving.set_current(version))
         self.state = "live"
+
+    def publish_ranker(self) -> None:
+        """Write the coefficients of the ranker, which readers rank with."""
+        self.sink.write_blob("ranker", dump_weights(self.updater.towers.bundle.ranker), self.serving)
 
     def publish_popular(self) -> None:
         """Write the list of popular products when event time has passed a tick."""

@@ -24,6 +24,7 @@ from freshet.store.columns import (
     ViewColumns,
 )
 from freshet.store.graph import GraphStore
+from freshet.store.ranker import RankerWeights
 
 
 def events() -> EventColumns:
@@ -64,6 +65,7 @@ def bundle() -> Bundle:
             np.array([7, 8, 9], np.float32),
         ),
         popular=[("p", 9.5), ("q", 2.0)],
+        ranker=RankerWeights(score=3.0),
         evaluation={"recall_at_20": 0.5},
         fixture=Fixture(events(), ["u"], ["p", "q"], np.ones((1, 4), np.float32), np.zeros((2, 4), np.float32)),
     )
@@ -76,6 +78,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.config == saved.config and loaded.features == saved.features
     assert loaded.vocabulary == saved.vocabulary and loaded.popular == saved.popular
     assert loaded.model_version == saved.model_version and loaded.cut_ms == 1000
+    assert loaded.ranker == RankerWeights(score=3.0)
     np.testing.assert_array_equal(loaded.weights["product.id"], saved.weights["product.id"])
     assert loaded.fixture is not None
     want, got = events(), loaded.fixture.events
@@ -95,6 +98,8 @@ def test_version_is_a_function_of_the_content() -> None:
     assert a.model_version == b.model_version
     other = Bundle(**{**vars(a), "weights": {"product.id": a.weights["product.id"] + 1}, "model_version": ""})
     assert other.model_version != a.model_version
+    assert a.with_ranker(RankerWeights(score=4.0)).model_version not in (a.model_version, other.model_version)
+    assert a.with_ranker(a.ranker).model_version == a.model_version
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -124,7 +129,7 @@ def test_frozen_counts_take_the_numbers_of_the_graph() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     bundle().save(tmp_path / "b")
-    for name in ("weights.safetensors", "bundle.json", "popular.json"):
+    for name in ("weights.safetensors", "bundle.json", "popular.json", "ranker.json"):
         broken = tmp_path / f"without-{name}"
         bundle().save(broken)
         (broken / name).unlink()

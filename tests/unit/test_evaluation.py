@@ -13,11 +13,11 @@ from freshet.errors import FreshetError
 from freshet.model.config import DAY_MS
 from freshet.model.dayzero import dayzero
 from freshet.model.evaluation import metrics
-from freshet.model.evaluation.blended import Blended, OwnTerms, Shared
 from freshet.model.evaluation.boosted import BoostedRanker
 from freshet.model.evaluation.catalogue import entries
-from freshet.model.evaluation.embeddings import Trained, TwoTower
+from freshet.model.evaluation.embeddings import Kept, MadeTowers, TwoTower, day_zero, trained
 from freshet.model.evaluation.factorization import Factorization
+from freshet.model.evaluation.final import FinalRanker
 from freshet.model.evaluation.past import Past
 from freshet.model.evaluation.ranking import first_ranks, tie_ranks, top_k
 from freshet.model.evaluation.report import report, tables
@@ -238,12 +238,12 @@ def test_every_system_finds_tastes_and_beats_popularity(history: History) -> Non
     popular = Popularity("popular", 30.0)
     popular.fit(history, TEST.from_ms)
     least = rank(history, popular, targets, SMALL).values["all"][:, column].mean()
-    towers = Shared(Trained(settings=TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2)))
+    make = Kept(trained(TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2)))
     for system in (
         OwnHistory("own"), ItemKNN("knn"), EASE("ease", 10.0), EASE("low", 10.0, rank=8),
         Factorization("als", factors=8),
-        Factorization("bpr", "bpr", factors=8, iterations=200), BoostedRanker(rounds=20), towers,
-        Blended("blended", towers, OwnTerms()),
+        Factorization("bpr", "bpr", factors=8, iterations=200), BoostedRanker(rounds=20),
+        MadeTowers("towers", make), FinalRanker("ranker", make), MadeTowers("day_zero", day_zero),
     ):  # fmt: skip
         system.fit(history, TEST.from_ms)
         ranked = rank(history, system, targets, SMALL)
@@ -264,7 +264,7 @@ def test_trained_towers_read_nothing_of_the_test(history: History) -> None:
         other.purchases.product[i] = f"p{(int(other.purchases.product[i][1:]) + 7) % 80}"
     found = []
     for each in (history, History.of([other])):
-        system = Trained(settings=TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2))
+        system = FinalRanker("ranker", trained(TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2)))
         system.fit(each, TEST.from_ms)
         users = each.users.intern([f"u{i}" for i in range(20)])
         order = each.products.intern([f"p{i}" for i in range(80)])
@@ -313,7 +313,7 @@ def test_the_report_says_who_is_first_and_how_sure_that_is(history: History) -> 
 
 def test_every_name_of_the_catalogue_makes_that_system(history: History) -> None:
     known = entries("purchases", 0, 1.0, {})
-    assert len(known) == 16
+    assert len(known) == 17
     for name, entry in known.items():
         for make in entry.settings.values():
             assert make().name == name or name in ("day_zero", "two_tower")
@@ -334,7 +334,7 @@ def test_shops_at_the_edge_are_ranked(lines: list[Line]) -> None:
     windows = windows_of(history, Asked(), "purchases")
     known = entries("purchases", 0, 2.0, {})
     names = ["popular_recent", "own_history_tuned", "item_knn", "ease", "ease_low_rank", "als", "lightgbm", "day_zero",
-             "two_tower_own"]  # fmt: skip
+             "final_ranker"]  # fmt: skip
     found = report(evaluate(history, windows, [known[n] for n in names], SMALL))
     assert not found["left_out"]
     assert set(found["systems"]) == set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from freshet.reader import NotServing, PopularCorrupt, Reader, UnknownProduct, V
 from freshet.store.faiss_index import FaissFlatIndex
 from freshet.store.index import IndexCorrupt, ItemIndex, MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights
 from freshet.store.value import Seq, ValueCorrupt, encode_value
 from freshet.stream.embedded import EmbeddedRedis
 
 DIM = 4
 WRITTEN_MS = 1_700_000_000_000
 Recent = list[tuple[str, str, int]]
+Bought = list[tuple[str, int, int]]
 
 
 @dataclass
@@ -47,9 +50,12 @@ class Shop:
         self.step += 1
         return Seq(1, self.step)
 
-    def user(self, user: str, vector: list[float], recent: Recent = [], version: str = "v1", says: str = "") -> None:  # noqa: B006
+    def user(
+        self, user: str, vector: list[float], recent: Recent = [], version: str = "v1", says: str = "",  # noqa: B006
+        bought: Bought = [], event_ts: int = 123,  # noqa: B006
+    ) -> None:  # fmt: skip
         v = np.array(vector, dtype="<f4").tobytes()
-        value = encode_value(v, DIM, says or version, self.seq(), 123, WRITTEN_MS, None, recent)
+        value = encode_value(v, DIM, says or version, self.seq(), event_ts, WRITTEN_MS, None, recent, bought)
         self.store.upsert(version, [user], [value])
 
     def popular(self, listed: list[tuple[str, float]], version: str = "v1") -> None:
@@ -96,8 +102,10 @@ def test_recommendations_with_and_without_what_was_seen(shop: Shop) -> None:
     reader = shop.reader()
     everything = reader.recommend("ann", 4, exclude_seen=False)
     assert [name for name, _, _ in everything.items] == ["p1", "p2", "p3", "p0"]
-    assert everything.items[0][1] == pytest.approx(0.9)
-    assert {reason for _, _, reason in everything.items} == {"for you"}
+    chances = [chance for _, chance, _ in everything.items]
+    assert chances == sorted(chances, reverse=True)
+    assert all(0 < chance < 1 for chance in chances)
+    assert [reason for _, _, reason in everything.items] == ["for you", "viewed lately", "popular", "for you"]
     assert (everything.source, everything.user_known, everything.model_version) == ("personal", True, "v1")
     assert [name for name, _, _ in reader.recommend("ann", 1).items] == ["p3"]
     assert [name for name, _, _ in reader.recommend("ann", 10).items] == ["p3", "p0"]
@@ -133,9 +141,65 @@ def test_popular_products_fill_up_what_the_search_leaves() -> None:
     shop.popular([("p1", 8.0), ("p0", 7.0), ("p3", 6.0), ("p2", 5.0)])
     found = shop.reader().recommend("ann", 3)
     assert [(name, reason) for name, _, reason in found.items] == [
-        ("p1", "for you"), ("p3", "popular"), ("p2", "popular"),
+        ("p1", "for you"), ("p2", "for you"), ("p3", "popular"),
     ]  # fmt: skip
     assert found.source == "personal"
+
+
+def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop) -> None:
+    day = 86_400_000
+    bought = [("p3", 4, 60 * day), ("p0", 1, 30 * day), ("gone", 9, 60 * day)]
+    shop.user("bob", [0.2, 0.6, 0.3, 0.5], [("p3", "purchase", 60 * day)], bought=bought, event_ts=60 * day)
+    weights = RankerWeights(-1.0, 2.0, 0.0, 0.5, 1.0, -0.5, 0.25, 0.125)
+    shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(weights))
+    found = {name: (chance, reason) for name, chance, reason in shop.reader().recommend("bob", 4, False).items}
+    reference = 0.2  # of four products the least stands for the tenth
+
+    def chance(logit: float) -> float:
+        return 1 / (1 + math.exp(-logit))
+
+    # bias + score (s - r) + own + log_count log n + log_age log(1 + months) + own_score s + own_level l
+    p3 = -1 + 2 * (0.5 - reference) + 0.5 + math.log(4) + 0.25 * 0.5 + 0.125 * 0.5
+    p0 = -1 + 2 * (0.2 - reference) + 0.5 - 0.5 * math.log(2) + 0.25 * 0.2
+    assert found["p3"] == (pytest.approx(chance(p3)), "bought again")
+    assert found["p0"] == (pytest.approx(chance(p0)), "bought again")
+    assert found["p1"] == (pytest.approx(chance(-1 + 2 * (0.6 - reference))), "for you")
+    assert list(found) == ["p3", "p1", "p0", "p2"]
+    new = shop.reader().recommend("bob", 4)
+    assert [name for name, _, _ in new.items] == ["p1", "p2"]
+    assert [(n, r) for n, _, r in shop.reader().recommend("bob", 4, False, ["p0", "gone"]).items] == [
+        ("p0", "bought again")
+    ]
+
+
+def test_a_damaged_ranker_is_named_and_one_that_is_not_there_is_the_default(shop: Shop) -> None:
+    before = shop.reader().recommend("ann", 2).items
+    shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(RankerWeights()))
+    assert shop.reader().recommend("ann", 2).items == before
+    backwards = dump_weights(RankerWeights()).replace(b'"score":6.0', b'"score":-6.0')
+    for blob in (b"", b"[]", b'{"score": "much"}', backwards):
+        shop.serving.put_blob("v1:ranker", shop.seq(), blob)
+        with pytest.raises(RankerCorrupt, match="ranker"):
+            shop.reader().recommend("ann", 2)
+
+
+def test_popularity_is_named_where_it_speaks_more_than_taste(shop: Shop) -> None:
+    shop.user("cara", [0.1, 0.2, 0.05, 1.0])
+    shop.index.upsert(["p0"], np.array([[0.0, 0.5, 0.0, 0.9]], np.float32))
+    shop.popular([("p0", 5.0), ("p1", 4.0)])
+    assert [(name, reason) for name, _, reason in shop.reader().recommend("cara", 3).items] == [
+        ("p0", "popular"), ("p3", "for you"), ("p1", "for you"),
+    ]  # fmt: skip
+
+
+def test_the_popular_products_are_read_again_after_a_moment(shop: Shop) -> None:
+    now = [0.0]
+    reader = shop.reader(clock=lambda: now[0])
+    assert [n for n, _, _ in reader.recommend("nobody", 1).items] == ["p3"]
+    shop.popular([("p2", 9.0)])
+    assert [n for n, _, _ in reader.recommend("nobody", 1).items] == ["p3"]
+    now[0] += 1.01
+    assert [n for n, _, _ in reader.recommend("nobody", 1).items] == ["p2"]
 
 
 def test_a_user_of_whom_nothing_is_known_gets_what_is_popular(shop: Shop) -> None:

@@ -8,24 +8,26 @@ from itertools import product
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
-from freshet.model.evaluation.blended import Blended, OwnTerms, Shared
-from freshet.model.evaluation.embeddings import DayZero, Trained, TwoTower
+from freshet.model.evaluation.embeddings import Kept, MadeTowers, MakeBundle, TwoTower, day_zero, trained
+from freshet.model.evaluation.final import FinalRanker
 from freshet.model.evaluation.run import Entry
 from freshet.model.evaluation.sparse import EASE, ItemKNN
 from freshet.model.evaluation.systems import OwnHistory, Popularity, System
 from freshet.model.evaluation.targets import TargetsOf
+from freshet.model.fit_ranker import FitRankerConfig
 from freshet.model.train import TrainConfig
 
 RIDGES = (100.0, 200.0, 300.0, 500.0, 1000.0)
-OWN_TERMS = [OwnTerms(b, c, a, r) for b, c, a, r in product((3.0, 5.0), (1.0, 2.0), (0.5, 1.0), (0.5, 1.0))]
+UNBOUNDED = FitRankerConfig(bought_max=100_000, lines_max=1_000_000)
+"""Of a ranker that knows everything a user ever bought: what bounded lists cost."""
 
 Make = Callable[[], System]
 
 
 def entries(what: TargetsOf, seed: int, budget_s: float, bundles: Mapping[str, Bundle]) -> dict[str, Entry]:
     """By name. `budget_s` bounds each training of the towers (0: all epochs), `bundles` are ranked as they are."""
-    trained = Shared(Trained("two_tower", TrainConfig(seed=seed, time_budget_s=budget_s)))
-    closed = Shared(DayZero())
+    towers = Kept(trained(TrainConfig(seed=seed, time_budget_s=budget_s)))
+    closed = Kept(day_zero)
     found = [
         Entry("popular_all_time", {"all": lambda: Popularity("popular_all_time", None, what)}),
         Entry("popular_recent", {f"{d} days": _popular(d, what) for d in (30, 14, 7)}),
@@ -45,20 +47,27 @@ def entries(what: TargetsOf, seed: int, budget_s: float, bundles: Mapping[str, B
                       for a, r in ((1.0, 0.01), (1.0, 1.0), (10.0, 0.01))}, "novel"),
         Entry("bpr", {"100 iterations": _factors("bpr", what, seed, 0.01, 1.0, 100)}, "novel"),
         Entry("lightgbm", {"lambdarank": lambda: _boosted(what, seed)}),
-        Entry("day_zero", {"closed form": lambda: closed}),
-        Entry("day_zero_own", {str(t): _blended("day_zero_own", closed, t, what) for t in OWN_TERMS}),
-        Entry("two_tower", {"trained": lambda: trained}),
-        Entry("two_tower_own", {str(t): _blended("two_tower_own", trained, t, what) for t in OWN_TERMS}),
+        Entry("day_zero", {"closed form": lambda: MadeTowers("day_zero", closed)}),
+        Entry("day_zero_ranker", {"fitted": lambda: FinalRanker("day_zero_ranker", closed, what=what)}),
+        Entry("two_tower", {"trained": lambda: MadeTowers("two_tower", towers)}),
+        Entry("final_ranker", {"fitted": lambda: FinalRanker("final_ranker", towers, what=what)}),
+        Entry("final_ranker_unbounded", {
+            "fitted": lambda: FinalRanker("final_ranker_unbounded", towers, config=UNBOUNDED, what=what)
+        }),
     ]  # fmt: skip
     for name, bundle in bundles.items():
-        ready = Shared(TwoTower(name, bundle))
-        found.append(Entry(name, {"as it is": _itself(ready)}))
-        found.append(Entry(f"{name}_own", {str(OwnTerms()): _blended(f"{name}_own", ready, OwnTerms(), what)}))
+        found.append(Entry(name, {"as it is": _ready(name, bundle)}))
+        found.append(Entry(f"{name}_ranker", {"as it is": _ranked(f"{name}_ranker", bundle, what)}))
     return {entry.name: entry for entry in found}
 
 
-def _itself(system: System) -> Make:
-    return lambda: system
+def _ready(name: str, bundle: Bundle) -> Make:
+    return lambda: TwoTower(name, bundle)
+
+
+def _ranked(name: str, bundle: Bundle, what: TargetsOf) -> Make:
+    made: MakeBundle = lambda history, until_ms: bundle  # noqa: E731
+    return lambda: FinalRanker(name, made, bundle.ranker, what=what)
 
 
 def _popular(days: int, what: TargetsOf) -> Make:
@@ -79,10 +88,6 @@ def _ease(penalty: float, what: TargetsOf, own: float = 0.0) -> Make:
 
 def _low_rank(penalty: float, weight: float, what: TargetsOf) -> Make:
     return lambda: EASE("ease_low_rank", penalty, rank=128, recency=0.5, popularity=weight, what=what)
-
-
-def _blended(name: str, inner: Shared, terms: OwnTerms, what: TargetsOf) -> Make:
-    return lambda: Blended(name, inner, terms, what)
 
 
 def _factors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from freshet.store.columns import F32, I32
 from freshet.store.history import History
 from freshet.store.ids import IdMap
 
+MakeBundle = Callable[[History, int], Bundle]
+"""A history and a time -> a bundle of what was before that time."""
 USERS, PRODUCTS = 2048, 8192
 """Users and products encoded at a time."""
 
@@ -83,48 +86,73 @@ class TwoTower:
         self._towers, self._at = TowersAt(self.bundle, history), None
 
     def scores(self, users: I32, at_ms: int) -> F32:
+        """See System."""
+        item = self._items(at_ms)
+        assert self._towers is not None
+        found: F32 = (torch.from_numpy(self._towers.users(users, at_ms)) @ torch.from_numpy(item).T).numpy()
+        return found
+
+    def levels(self, at_ms: int) -> F32:
+        """The part of every score that is the product's popularity, [products] float32."""
+        return self._items(at_ms)[:, -1]
+
+    def _items(self, at_ms: int) -> F32:
         assert self._towers is not None, "fit first"
         if self._at is None or self._at[0] != at_ms:
             self._at = at_ms, self._towers.products(at_ms)
-        user = torch.from_numpy(self._towers.users(users, at_ms))
-        found: F32 = (user @ torch.from_numpy(self._at[1]).T).numpy()
-        return found
+        return self._at[1]
 
 
-class DayZero:
-    """The bundle without training, made of what was known at the cut."""
+class MadeTowers:
+    """Towers that are made of what was before the cut."""
 
-    def __init__(self, name: str = "day_zero") -> None:
-        self.name = name
+    def __init__(self, name: str, make: MakeBundle) -> None:
+        self.name, self.make = name, make
         self._system: TwoTower | None = None
 
     def fit(self, history: History, until_ms: int) -> None:
-        self._system = TwoTower(self.name, dayzero(history, cut_ms=until_ms - 1))
+        """See System. Raises FreshetError when there is nothing to make them of."""
+        self._system = TwoTower(self.name, self.make(history, until_ms))
         self._system.fit(history, until_ms)
 
     def scores(self, users: I32, at_ms: int) -> F32:
+        """See System."""
         assert self._system is not None, "fit first"
         return self._system.scores(users, at_ms)
 
 
-class Trained:
-    """Towers trained on what was before the cut, with settings that were chosen elsewhere: nothing later is read."""
+class Kept:
+    """A maker of bundles that keeps the last few: several systems ask for the same ones."""
 
-    def __init__(self, name: str = "two_tower", settings: TrainConfig | None = None) -> None:
-        self.name, self.settings = name, replace(settings or TrainConfig(), validate=False)
-        self._system: TwoTower | None = None
+    def __init__(self, make: MakeBundle, kept_max: int = 3) -> None:
+        self._make, self._kept_max = make, kept_max
+        self._made: list[tuple[History, int, Bundle]] = []
 
-    def fit(self, history: History, until_ms: int) -> None:
-        """Raises FreshetError when there is nothing to train on."""
+    def __call__(self, history: History, until_ms: int) -> Bundle:
+        for known, cut, bundle in self._made:
+            if known is history and cut == until_ms:
+                return bundle
+        bundle = self._make(history, until_ms)
+        self._made = [(history, until_ms, bundle), *self._made][: self._kept_max]
+        return bundle
+
+
+def day_zero(history: History, until_ms: int) -> Bundle:
+    """The bundle without training, of what was before a time."""
+    return dayzero(history, cut_ms=until_ms - 1)
+
+
+def trained(settings: TrainConfig) -> MakeBundle:
+    """Training on what was before a time, with settings that were chosen elsewhere: nothing later is read."""
+    settings = replace(settings, validate=False)
+
+    def make(history: History, until_ms: int) -> Bundle:
         try:
-            self._system = TwoTower(self.name, train(history, self.settings, split_ms=until_ms))
+            return train(history, settings, split_ms=until_ms)
         except ValueError as e:
-            raise FreshetError(f"{self.name}: {e}") from e
-        self._system.fit(history, until_ms)
+            raise FreshetError(str(e)) from e
 
-    def scores(self, users: I32, at_ms: int) -> F32:
-        assert self._system is not None, "fit first"
-        return self._system.scores(users, at_ms)
+    return make
 
 
 class _Products:

@@ -1,0 +1,160 @@
+"""Fitting the final ranker: a logistic regression over what users took in a window after the embeddings' time.
+
+Each user brings what they took, what they had bought or viewed, the products of greatest inner product, and a
+uniform draw of the others, each with the weight of those it stands for; so the probabilities are those over the
+whole catalogue. Fitted by Newton's method (Hastie, Tibshirani and Friedman 2009, 4.4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from freshet.model.config import DAY_MS
+from freshet.model.evaluation.targets import Targets, TargetsOf, Window, WindowError
+from freshet.store.columns import F32, I32, I64, Bool
+from freshet.store.history import History
+from freshet.store.ranker import F64, NAMES, Pairs, RankerWeights, features, reference_of
+from freshet.store.recent import KINDS, bought_before, recent_before
+
+SCORE_MIN = 0.01
+"""Least coefficient of the score: products that are new to a user always keep the order of their scores."""
+
+Scores = Callable[[I32], F32]
+"""Users [q] int32 -> inner products with every product, [q, products] float32."""
+
+
+@dataclass(frozen=True)
+class FitRankerConfig:
+    """`window_days` after the embeddings' time are what is predicted, of at most `users_max` users. `hard` products
+    of greatest inner product and `drawn` others a user are looked at. `bought_max`, `recent_max`: as in the values
+    that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`: of
+    the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
+    products are too few to fit."""
+
+    window_days: float = 28.0
+    users_max: int = 4000
+    hard: int = 200
+    drawn: int = 200
+    bought_max: int = 128
+    recent_max: int = 20
+    lines_max: int | None = None
+    ridge: float = 1.0
+    steps: int = 40
+    tolerance: float = 1e-6
+    taken_min: int = 200
+    chunk_users: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OwnPast:
+    """What a ranker knows of n users, [n, products] each: `count` and `days` float32 and `viewed` bool, as
+    in `Pairs`."""
+
+    count: F32
+    days: F32
+    viewed: Bool
+
+    @staticmethod
+    def of(history: History, users: I32, at_ms: int, config: FitRankerConfig) -> OwnPast:
+        """Of what happened strictly before `at_ms`, as values written then would have it."""
+        shape = users.shape[0], len(history.products)
+        own = bought_before(history, users, at_ms, config.bought_max, config.lines_max)
+        seen = recent_before(history, users, at_ms, config.recent_max)
+        past = OwnPast(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
+        row, column = np.nonzero(own.product >= 0)
+        product = own.product[row, column]
+        past.count[row, product] = own.count[row, column]
+        past.days[row, product] = (seen.event_time[row] - own.time[row, column]) / DAY_MS
+        row, column = np.nonzero((seen.product >= 0) & (seen.kind == KINDS.index("view")))
+        past.viewed[row, seen.product[row, column]] = True
+        return past
+
+    def pairs(self, score: F32, level: F32, row: I64, column: I64) -> Pairs:
+        """Some of the pairs; `score` [n, P], `level` [P]."""
+        at = (row, column)
+        reference = reference_of(score)[row]
+        return Pairs(score[at], reference, level[column], *(part[at] for part in vars(self).values()))
+
+
+def fit_ranker(
+    history: History, scores: Scores, level: F32, at_ms: int, config: FitRankerConfig | None = None,
+    what: TargetsOf = "purchases",
+) -> RankerWeights | None:  # fmt: skip
+    """Weights of the ranker, from what users known at `at_ms` took in the window after it; `scores` and `level`
+    [products] are of embeddings that know what was before `at_ms` only. None where there is too little to fit."""
+    config = config or FitRankerConfig()
+    try:
+        window = Window(at_ms, at_ms + int(config.window_days * DAY_MS))
+        targets = Targets.of(history, window, at_ms, at_ms, what).sample(config.users_max, config.seed)
+    except WindowError:
+        return None
+    rows, ptr, product = targets.kind("all")
+    if product.shape[0] < config.taken_min:
+        return None
+    rng = np.random.default_rng(config.seed)
+    parts = []
+    for start in range(0, rows.shape[0], config.chunk_users):
+        end = min(start + config.chunk_users, rows.shape[0])
+        taken = np.zeros((end - start, len(history.products)), dtype=np.bool_)
+        owner = np.repeat(np.arange(end - start), np.diff(ptr[start : end + 1]))
+        taken[owner, product[ptr[start] : ptr[end]]] = True
+        users = targets.users[rows[start:end]]
+        parts.append(_pairs(scores(users), level, OwnPast.of(history, users, at_ms, config), taken, config, rng))
+    x, y, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+    found = logistic(x, y, weight, config)
+    place = NAMES.index("score")
+    if found[place] < SCORE_MIN:  # scores that say nothing, or the opposite: they only break ties
+        rest = np.delete(np.arange(x.shape[1]), place)
+        found[rest], found[place] = logistic(x[:, rest], y, weight, config), SCORE_MIN
+    return RankerWeights(*found.tolist())
+
+
+def _pairs(
+    score: F32, level: F32, past: OwnPast, taken: Bool, config: FitRankerConfig, rng: np.random.Generator
+) -> tuple[F64, Bool, F64]:
+    """Features, outcome and weight of the pairs that are looked at."""
+    looked = taken | (past.count > 0) | past.viewed
+    hard = min(config.hard, score.shape[1])
+    best = np.argpartition(-score, hard - 1, axis=1)[:, :hard]
+    looked[np.arange(score.shape[0])[:, None], best] = True
+    weight = looked.astype(np.float64)
+    rest = score.shape[1] - looked.sum(axis=1)
+    drawn = rng.random(score.shape) * ~looked < np.minimum(config.drawn / np.maximum(rest, 1), 1.0)[:, None]
+    drawn &= ~looked
+    share = rest / np.maximum(drawn.sum(axis=1), 1)
+    weight += drawn * share[:, None]
+    row, column = np.nonzero(weight)
+    x = features(past.pairs(score, level, row, column))
+    return x, taken[row, column], weight[row, column]
+
+
+def logistic(x: F64, y: Bool, weight: F64, config: FitRankerConfig) -> F64:
+    """Coefficients [k] of a weighted logistic regression; `x` [n, k] with the ones of the bias first, which goes
+    without ridge."""
+    ridge = np.full(x.shape[1], config.ridge)
+    ridge[0] = 1e-9
+    base = max(float(weight @ y), 1e-9) / max(float(weight.sum()), 1e-9)
+    found: F64 = np.zeros(x.shape[1])
+    found[0] = np.log(base / max(1.0 - base, 1e-9))
+    value = np.inf
+    step: F64 = np.zeros_like(found)
+    for _ in range(config.steps):
+        z = x @ found
+        now = float(weight @ (np.logaddexp(0.0, z) - z * y)) + 0.5 * float(ridge @ found**2)
+        if now > value + 1e-9 * abs(value):  # too far: half of the step back
+            step *= 0.5
+            found = np.asarray(found - step, np.float64)
+            continue
+        value = now
+        p = 1.0 / (1.0 + np.exp(-z))
+        gradient = x.T @ (weight * (p - y)) + ridge * found
+        hessian = (x * (weight * p * (1.0 - p))[:, None]).T @ x + np.diag(ridge + 1e-9)
+        step = np.asarray(-np.linalg.solve(hessian, gradient), np.float64)
+        found = np.asarray(found + step, np.float64)
+        if np.abs(step).max() < config.tolerance:
+            break
+    return found
