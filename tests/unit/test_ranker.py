@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from freshet.model.at_time import TowersAt
 from freshet.model.config import DAY_MS
 from freshet.model.dayzero import dayzero
-from freshet.model.evaluation.embeddings import TowersAt
 from freshet.model.evaluation.final import FinalRanker, ranker_of
 from freshet.model.fit_ranker import SCORE_MIN, FitRankerConfig, OwnPast, fit_ranker, logistic
 from freshet.store.columns import EventColumns, PurchaseColumns, ViewColumns
@@ -123,7 +123,7 @@ def test_a_ranker_is_fitted_to_the_shop_and_its_chances_are_those_of_the_catalog
     found = {}
     for loyal in (True, False):
         history = History.of([shop(loyal=loyal)])
-        found[loyal] = ranker_of(TowersAt(dayzero(history, cut_ms=at_ms - 1), history), history, at_ms, CONFIG)
+        found[loyal] = ranker_of(TowersAt.of(dayzero(history, cut_ms=at_ms - 1), history), history, at_ms, CONFIG)
     assert found[True] != RankerWeights()
     assert found[True].own + found[True].log_count > found[False].own + found[False].log_count + 1.0
     history = History.of([shop()])
@@ -139,7 +139,7 @@ def test_a_ranker_is_fitted_to_the_shop_and_its_chances_are_those_of_the_catalog
 
 def test_too_little_to_fit_gives_the_defaults() -> None:
     history = History.of([shop(days=10)])
-    towers = TowersAt(dayzero(history, cut_ms=9 * DAY_MS), history)
+    towers = TowersAt.of(dayzero(history, cut_ms=9 * DAY_MS), history)
     assert ranker_of(towers, history, 9 * DAY_MS + 1, CONFIG) == RankerWeights()
     assert ranker_of(towers, history, 20 * DAY_MS, CONFIG) == RankerWeights()  # nothing there at all
 

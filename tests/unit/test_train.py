@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from freshet.model.at_time import TowersAt
 from freshet.model.bundle import Bundle, BundleError
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
-from freshet.model.evaluate import Targets, baselines, embedding_scores, recall
+from freshet.model.evaluation.card import CardConfig, make_card
+from freshet.model.evaluation.embeddings import TwoTower
+from freshet.model.evaluation.metrics import PER_USER
+from freshet.model.evaluation.run import EvaluateConfig, rank
+from freshet.model.evaluation.targets import Targets, Window
 from freshet.model.features import Vocabulary
 from freshet.model.offline import OfflineTowers, encode_fixture
 from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv, weight_shapes
 from freshet.model.train import TrainConfig, train
+from freshet.model.validation import Validation
 from freshet.store.columns import EventColumns, ProductAttributes, ProductColumns, PurchaseColumns
 from freshet.store.graph import GraphStore
 from freshet.store.history import History
@@ -132,21 +138,24 @@ def test_nothing_after_the_split_reaches_the_weights(history: History, trained: 
     a = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS)
     b = train(History.of([other]), settings, features=FEATURES, split_ms=66 * DAY_MS)
     assert a.pairs.product and sorted(a.pairs.product) == sorted(b.pairs.product)
-    assert a.evaluation["trace"][-1]["loss"] == pytest.approx(b.evaluation["trace"][-1]["loss"], rel=1e-5)
+    assert a.card["training"]["trace"][-1]["loss"] == pytest.approx(b.card["training"]["trace"][-1]["loss"], rel=1e-5)
     assert a.popular == b.popular
 
 
-def test_training_beats_popularity(trained: Bundle) -> None:
-    found = trained.evaluation["validation"]["recall"]
-    assert set(found) == {"towers", "popularity", "own_history"}
-    assert found["towers"]["novel"] > found["popularity"]["novel"]
-    assert found["towers"]["all"] > found["popularity"]["all"]
+def test_training_beats_popularity_and_the_card_says_so(history: History, trained: Bundle) -> None:
+    card = make_card(trained, history, CardConfig(resamples=50))
+    for window in ("validation", "test"):
+        found = card["windows"][window]["systems"]
+        assert set(found) == {"two_tower", "final_ranker", "popular_recent", "own_history"}
+        for kind in ("novel", "all"):
+            assert found["two_tower"][kind]["recall@20"] > found["popular_recent"][kind]["recall@20"]
+    assert card["slices"]["window"] == "test"
 
 
 @pytest.mark.parametrize("loss", ["softmax", "in_batch", "bpr"])
 def test_the_loss_goes_down(history: History, loss: str) -> None:
     settings = TrainConfig(**{**vars(SMALL), "loss": loss, "epochs": 6, "validations": 6, "patience": 9})
-    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation["trace"]
+    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).card["training"]["trace"]
     losses = [row["loss"] for row in trace if "loss" in row]
     assert losses[-1] < losses[0]
 
@@ -155,7 +164,7 @@ def test_a_time_budget_stops_training(history: History) -> None:
     now = iter(range(10**6))
     settings = TrainConfig(**{**vars(SMALL), "epochs": 1000, "time_budget_s": 20.0})
     bundle = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS, clock_s=lambda: float(next(now)))
-    assert 0 < bundle.evaluation["trace"][-1]["step"] < 25
+    assert 0 < bundle.card["training"]["trace"][-1]["step"] < 25
 
 
 def test_an_empty_history_is_refused() -> None:
@@ -176,36 +185,33 @@ def test_the_fixture_checks_the_bundle(trained: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["closed_form", "random"])
 def test_both_starts_learn(history: History, start: str) -> None:
     settings = TrainConfig(**{**vars(SMALL), "start": start, "epochs": 2, "learning_rate": 3e-3})
-    evaluation = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation
-    assert evaluation["validation"]["recall"]["towers"]["novel"] > 0.2
-    assert (evaluation["trace"][0]["step"] == 0) == (start == "closed_form")
+    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).card["training"]["trace"]
+    assert max(row["novel"] for row in trace) > 0.2
+    assert (trace[0]["step"] == 0) == (start == "closed_form")
 
 
 def test_training_never_ends_below_the_closed_form(history: History) -> None:
     """Steps that only do harm are left out: what is kept is what training began with."""
-    settings = TrainConfig(**{**vars(SMALL), "epochs": 1, "learning_rate": 10.0, "top_k": 3})
-    trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).evaluation["trace"]
+    settings = TrainConfig(**{**vars(SMALL), "epochs": 1, "learning_rate": 100.0})
     kept = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS)
+    trace = kept.card["training"]["trace"]
     best = max(row["all"] + 4 * row["novel"] for row in trace)
-    found = kept.evaluation["validation"]["recall"]["towers"]
+    again = Validation.of(TowersAt.of(kept, history), 66 * DAY_MS, 7 * DAY_MS, 0, 0)
+    assert again is not None
+    found = again.recall()
     assert trace[-1]["novel"] < trace[0]["novel"]
     assert found["all"] + 4 * found["novel"] == pytest.approx(best)
 
 
-def test_recall_by_hand() -> None:
-    lines = [("a", "x", 1), ("a", "y", 11), ("a", "x", 12), ("b", "y", 2), ("b", "z", 13), ("c", "x", 14)]
-    n = len(lines)
-    purchases = PurchaseColumns(
-        [u for u, _, _ in lines], [p for _, p, _ in lines], np.array([t for _, _, t in lines]),
-        np.arange(1, n + 1, dtype=np.uint64), np.ones(n, np.float32), np.zeros(n, np.bool_), np.arange(n + 1),
-    )  # fmt: skip
-    history = History.of([EventColumns(purchases=purchases)])
-    targets = Targets.of(history, 10, 20)
-    assert history.users.names(targets.users) == ["a", "b"]  # c was not known before
-    x, y, z = (history.products.get(p) for p in "xyz")
-    scores = np.zeros((2, 3), np.float32)
-    scores[:, x], scores[:, y], scores[:, z] = 3, 2, 1
-    found = recall(embedding_scores(targets.users, np.eye(2, dtype=np.float32), scores.T.copy()), targets, k=1)
-    # a bought y (novel) and x (repeat), b bought z (novel); top 1 is x; without what they own: y for a, x for b
-    assert found == {"all": 0.25, "repeat": 1.0, "novel": 0.5}
-    assert baselines(history, targets, k=1)["own_history"]["repeat"] == 1.0
+def test_recall_of_validation_is_that_of_the_evaluation(history: History, trained: Bundle) -> None:
+    """Two ways to the same figure: the one that training is stopped by, and the one that is reported."""
+    at_ms = 66 * DAY_MS
+    found = Validation.of(TowersAt.of(trained, history), at_ms, 7 * DAY_MS, 0, 0)
+    assert found is not None
+    system = TwoTower("towers", trained)
+    system.fit(history, at_ms)
+    targets = Targets.of(history, Window(at_ms, at_ms + 7 * DAY_MS), at_ms)
+    ranked = rank(history, system, targets, EvaluateConfig())
+    column = PER_USER.index("recall@20")
+    want = {kind: ranked.values[kind][:, column].mean() for kind in ("all", "novel")}
+    assert found.recall() == pytest.approx(want)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from freshet.model.at_time import TowersAt
 from freshet.model.config import DAY_MS
-from freshet.model.evaluation.embeddings import MakeBundle, TowersAt, TwoTower
+from freshet.model.evaluation.embeddings import MakeBundle, TwoTower
 from freshet.model.evaluation.targets import TargetsOf
 from freshet.model.fit_ranker import FitRankerConfig, OwnPast, fit_ranker
 from freshet.store.columns import F32, I32
@@ -33,7 +34,7 @@ class FinalRanker:
         self.used = self.weights
         if self.used is None:
             at_ms = until_ms - int(self.config.window_days * DAY_MS)
-            towers = TowersAt(self.make(history, at_ms), history)
+            towers = TowersAt.of(self.make(history, at_ms), history)
             self.used = ranker_of(towers, history, at_ms, self.config, self.what)
         self._history, self._towers = history, TwoTower(self.name, self.make(history, until_ms))
         self._towers.fit(history, until_ms)

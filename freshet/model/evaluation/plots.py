@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -42,6 +42,30 @@ def bars(
         axes.legend(
             frameon=False, fontsize=8, ncols=max(1, len(series)), loc="upper center", bbox_to_anchor=(0.5, -0.12)
         )
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def lines(at: Sequence[float], series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, right: str) -> bytes:
+    """Lines over `at` (NaN left out), that of `right` with an axis of its own, as the bytes of an SVG."""
+    with matplotlib.rc_context({"svg.hashsalt": "freshet", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        axes = figure.subplots()
+        other = axes.twinx()
+        for i, (name, values) in enumerate(series.items()):
+            there = np.isfinite(np.asarray(values, dtype=np.float64))
+            place = other if name == right else axes
+            color = COLORS[(0, 4, 3)[i % 3]]
+            place.plot(np.asarray(at)[there], np.asarray(values)[there], "o-", label=name, color=color, markersize=3)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        other.set_ylabel(right)
+        axes.spines[["top"]].set_visible(False)
+        other.spines[["top"]].set_visible(False)
+        figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
