@@ -238,7 +238,10 @@ def click(
     redis: RedisUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish one view and wait until the user's new embedding can be read."""
+    """Publish one view and wait until the user's new embedding can be read.
+
+    On a replayed log, whose newest event is over a day old, the view stands just behind that event.
+    """
     from freshet.stream.wiring import one_click
 
     result = one_click(_settings(bootstrap, redis), user, product)

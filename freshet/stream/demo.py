@@ -27,6 +27,7 @@ from freshet.stream.modelling import train_bundle
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace
 from freshet.stream.wiring import (
+    next_event_ms,
     one_click,
     open_follower,
     open_producer,
@@ -193,8 +194,9 @@ class Demo:
             with open_producer(self.settings) as producer:
                 start = time.perf_counter()
                 producer.product(
-                    "demo-new-product", category=like.category, brand=like.brand, description=like.description
-                )
+                    "demo-new-product", category=like.category, brand=like.brand, description=like.description,
+                    timestamp=next_event_ms(status, int(time.time() * 1e3)),
+                )  # fmt: skip
                 producer.flush(10.0)
                 while not follower.index.get(["demo-new-product"])[1][0]:
                     follower.poll(0.002)
