@@ -68,9 +68,10 @@ class TowersAt:
             pair = (part, NO_NODES) if of_users else (NO_NODES, part)
             found = walk(reader, self.config, *pair, len(self.history.products))
             graph: Neighborhood = neighborhood(found, self._products, self._users, self.features)
+            graph = graph.to(self.towers.device)
             x = self.towers.x_product(graph.product)
             encode = self.towers.encode_users if of_users else self.towers.encode_items
-            out[start : start + step] = encode(graph, x).numpy()
+            out[start : start + step] = encode(graph, x).cpu().numpy()
         return out
 
     def _pairs_until(self, at_ms: int) -> PairHistory:

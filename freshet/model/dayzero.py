@@ -78,8 +78,8 @@ def dayzero(
     features = features or FeatureConfig()
     if config.activation != "normalise":
         raise ValueError("a day-zero bundle propagates directions: TowerConfig.activation must be 'normalise'")
-    last = max((int(lines.time[-1]) for lines in (history.purchases, history.views) if lines.time.shape[0]), default=0)
-    cut_ms = last if cut_ms is None else cut_ms
+    if cut_ms is None:
+        cut_ms = (history.span_ms or (0, 0))[1]
     vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min)
     codes = history_codes(history, features, vocabulary)
     bundle = Bundle(

@@ -7,7 +7,7 @@ a time bound, or the graph as it stands now.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,15 @@ class Neighborhood:
     item_user: UserCodes
     session: SessionCodes
     level: Tensor
+
+    def to(self, device: torch.device) -> Neighborhood:
+        """The same on a device; codes stay where they are."""
+        if device.type == "cpu":
+            return self
+        index = {e: t.to(device) for e, t in self.edge_index.items()}
+        weight = {e: t.to(device) for e, t in self.edge_weight.items()}
+        origin = {role: t.to(device) for role, t in self.origin.items()}
+        return replace(self, edge_index=index, edge_weight=weight, origin=origin, level=self.level.to(device))
 
 
 def walk(reader: ListReader, config: TowerConfig, users: I32, items: I32, products: int) -> Walk:

@@ -70,10 +70,10 @@ class BagSAGEConv(WeightedSAGEConv):
     """The same function by one fused kernel, several times faster in training; needs edges sorted by owner."""
 
     def forward(self, x: tuple[Tensor, Tensor], edge_index: Tensor, edge_weight: Tensor) -> Tensor:
-        counts = torch.bincount(edge_index[1], minlength=x[1].size(0))
-        mean = fn.embedding_bag(
-            edge_index[0], x[0], counts.cumsum(0) - counts, mode="sum", per_sample_weights=edge_weight
-        )
+        owners = torch.arange(x[1].size(0), device=edge_index.device)
+        first = torch.searchsorted(edge_index[1].contiguous(), owners)
+        weight = edge_weight.to(x[0].dtype)
+        mean = fn.embedding_bag(edge_index[0], x[0], first, mode="sum", per_sample_weights=weight)
         out: Tensor = self.lin_l(mean)
         return out
 
@@ -123,34 +123,50 @@ class Towers(nn.Module):
         conv = BagSAGEConv if fused else WeightedSAGEConv
         self.layer = nn.ModuleDict({f"{t}_{y}": HeteroLayer(t, y, config, conv) for t, y in LAYERS})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and what is computed from them."""
+        found: torch.device = self.table["product_id"].device
+        return found
+
+    def _put(self, values: np.ndarray) -> Tensor:
+        """Codes as int64, all else as it is, on the towers' device."""
+        return torch.from_numpy(values if values.dtype.kind in "fb" else values.astype(np.int64)).to(self.device)
+
+    def _bag(self, table: Tensor, codes: np.ndarray, mean: bool) -> Tensor:
+        """Sum (or mean) of the rows that each row of `codes` [n, k] names; -1 names none."""
+        there = codes >= 0
+        sizes = there.sum(axis=1)
+        offsets = self._put(np.cumsum(sizes) - sizes)
+        return fn.embedding_bag(self._put(codes[there]), table, offsets, mode="mean" if mean else "sum")
+
     def x_product(self, codes: ProductCodes, keep_id: Tensor | None = None) -> Tensor:
         """Feature vectors [n, dim]; where `keep_id` [n] is false the product is taken for unknown (row 0)."""
         t = self.table
-        row = torch.from_numpy(codes.id.astype(np.int64))
+        row = self._put(codes.id)
         if keep_id is not None:
             row = torch.where(keep_id, row, 0)
-        x: Tensor = t["product_brand"][_index(codes.brand)] + t["product_price"][_index(codes.price)]
+        x: Tensor = t["product_brand"][self._put(codes.brand)] + t["product_price"][self._put(codes.price)]
         x = x + fn.embedding(row, t["product_id"])
-        x = x + _bag(t["product_category"], codes.category, mean=False)
-        x = x + _bag(t["product_token"], codes.token, mean=True)
+        x = x + self._bag(t["product_category"], codes.category, mean=False)
+        x = x + self._bag(t["product_token"], codes.token, mean=True)
         if codes.description is not None and codes.described is not None:
-            there = torch.from_numpy(codes.described)[:, None]
-            given = torch.from_numpy(codes.description) @ t["product_description"]
+            there = self._put(codes.described)[:, None]
+            given = self._put(codes.description) @ t["product_description"]
             x = x + torch.where(there, given, t["product_description_absent"])
         return x
 
     def x_user(self, codes: UserCodes) -> Tensor:
         """Feature vectors [n, dim]."""
         t = self.table
-        x: Tensor = (
-            t["user_age"][_index(codes.age)] + t["user_geo"][_index(codes.geo)] + t["user_signup"][_index(codes.signup)]
-        )
+        x: Tensor = t["user_age"][self._put(codes.age)] + t["user_geo"][self._put(codes.geo)]
+        x = x + t["user_signup"][self._put(codes.signup)]
         return x
 
     def x_session(self, codes: SessionCodes) -> Tensor:
         """Feature vectors [n, dim]."""
-        device = self.table["session_device"][_index(codes.device)]
-        x: Tensor = device + self.table["session_duration"][_index(codes.duration)]
+        device = self.table["session_device"][self._put(codes.device)]
+        x: Tensor = device + self.table["session_duration"][self._put(codes.duration)]
         return x
 
     def forward(self, graph: Neighborhood, keep_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -182,6 +198,7 @@ class Towers(nn.Module):
 
     def _finished(self, states: Tensor, level: Tensor | None) -> Tensor:
         """L2-normalised; with popularity the last coordinate is 1, or the weight times `level` [n]."""
+        states = states.float()  # autocast ends in bfloat16
         if self.config.popularity is None:
             return fn.normalize(states, dim=-1)
         last = states.new_ones(states.shape[0]) if level is None else self.popularity * level
@@ -214,7 +231,7 @@ class Towers(nn.Module):
     def export(self) -> dict[str, F32]:
         """The weights in a bundle's layout: float32, matrices [in, out]."""
         return {
-            name: np.ascontiguousarray(p.detach().T.numpy() if transposed else p.detach().numpy()).copy()
+            name: np.ascontiguousarray(p.detach().cpu().T.numpy() if transposed else p.detach().cpu().numpy()).copy()
             for name, (p, transposed) in self.named_weights().items()
         }
 
@@ -268,16 +285,3 @@ def weight_shapes(config: TowerConfig, features: FeatureConfig, id_rows: int) ->
             for relation in reads_of(tower, layer, node, config):
                 shapes[f"{tower}.{layer}.{relation}"] = (config.dim, config.dim)
     return shapes
-
-
-def _index(codes: np.ndarray) -> Tensor:
-    return torch.from_numpy(codes.astype(np.int64))
-
-
-def _bag(table: Tensor, codes: np.ndarray, mean: bool) -> Tensor:
-    """Sum (or mean) of the rows that each row of `codes` [n, k] names; -1 names none."""
-    there = codes >= 0
-    flat = torch.from_numpy(codes[there].astype(np.int64))
-    sizes = there.sum(axis=1)
-    offsets = torch.from_numpy(np.cumsum(sizes) - sizes)
-    return fn.embedding_bag(flat, table, offsets, mode="mean" if mean else "sum")

@@ -7,46 +7,35 @@ the figures behind the defaults.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as fn
 
 from freshet.model import dayzero as day0
 from freshet.model.at_time import TowersAt
 from freshet.model.bundle import Bundle
+from freshet.model.checkpoint import CheckpointFile, digest_of, flat
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.features import table_rows, user_codes
+from freshet.model.fit import Fit, Progress
 from freshet.model.parity import make_fixture
-from freshet.model.sampler import (
-    SEED_EDGE,
-    Candidates,
-    PairSnapshots,
-    Seeds,
-    TemporalLoader,
-    TemporalSampler,
-    batch_neighborhood,
-    order_runs,
-)
+from freshet.model.peers import Peers
+from freshet.model.sampler import Candidates, PairSnapshots, Seeds, TemporalSampler
 from freshet.model.towers import Towers, weight_shapes
-from freshet.model.validation import Checkpoint, Validation
+from freshet.model.train_config import TrainConfig
+from freshet.model.validation import Validation
 from freshet.store.columns import F32, Bool
 from freshet.store.history import History
 from freshet.store.popularity import PopularityConfig
 
 ID_STD = 0.05
 """Standard deviation of the ids before training."""
-
-START_HANDICAP = 0.05
-"""The closed form is kept where training does not come within this of its recall: validation is small and noisy, and
-steps that leave it the same there have won on every longer period that was looked at (`docs/LOG.md`)."""
 
 START_SHARES = {
     "user.inner.self.user": 1.0,
@@ -62,73 +51,6 @@ START_SHARES = {
 }
 """Matrices that start as this share of the identity; all others start at zero."""
 
-Progress = Callable[[str, float], None]
-"""Told what is going on and which share of it is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    `window_days` of orders before the split are trained on, `epochs` times or until `time_budget_s` (0: no
-    budget; only without one are two runs with the same seed equal to the byte).
-
-    `loss`: `softmax` over the whole catalogue where it has at most `full_softmax_max` products, else over the
-    products the batch buys and `pool_draws` others with logQ correction (Bengio and Senecal 2008; Yi et al.
-    2019); `in_batch`: over what the batch buys alone, with logQ correction; `bpr` (Rendle et al. 2009) with
-    `negatives_each` of the `pool_draws` for each positive. Draws are by popularity to `pool_power`.
-
-    A batch is `batch_size` orders that are contiguous in time, and batches come in any order when `shuffle`. An
-    order counts with the square root of its lines; `novel_weight` is the weight of a first purchase against a
-    repeated one, `view_weight` that of a view. Of the orders of two lines and more `basket_share` have a random
-    part given. `dropout`: share of the entries of a user's lists that a batch does not see; `id_dropout`: share of
-    products it takes for unknown. Co-purchases are counted anew every `snapshot_days` and read from the snapshot
-    before the batch; `partners_max` are kept a product. Products with `purchases_min` purchases have an id row.
-
-    `start`: day zero's closed form, which a few small steps improve, or random ids (which want ten times the
-    `learning_rate` and three times the `epochs`, and end lower on all that was tried).
-
-    AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
-    tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
-    of the scale times it for the weight of popularity. Validation is by recall@20 of at most `validation_users_max`
-    users, `validations` times; training stops after `patience` of them in a row without a better one. Without
-    `validate` nothing after the split is looked at, and the last weights are kept.
-    """
-
-    loss: Literal["softmax", "in_batch", "bpr"] = "softmax"
-    window_days: float = 365.0
-    epochs: int = 3
-    shuffle: bool = True
-    time_budget_s: float = 0.0
-    batch_size: int = 256
-    pool_draws: int = 4096
-    pool_power: float = 0.75
-    full_softmax_max: int = 8192
-    negatives_each: int = 8
-    novel_weight: float = 1.0
-    view_weight: float = 0.2
-    basket_share: float = 0.75
-    dropout: float = 0.3
-    id_dropout: float = 0.1
-    snapshot_days: float = 28.0
-    partners_max: int = 64
-    purchases_min: int = 1
-    learning_rate: float = 3e-4
-    table_rate: float = 0.1
-    scale_learning_rate: float = 1e-2
-    weight_decay: float = 0.01
-    start: Literal["closed_form", "random"] = "closed_form"
-    closed_form: day0.DayZeroConfig = field(default_factory=day0.DayZeroConfig)
-    scale: float = 5.0
-    popularity_weight: float = 0.05
-    validations: int = 3
-    validation_days: float = 7.0
-    validation_users_max: int = 500
-    patience: int = 3
-    validate: bool = True
-    threads: int = 2
-    seed: int = 0
-
 
 def train(
     history: History,
@@ -138,29 +60,35 @@ def train(
     split_ms: int | None = None,
     progress: Progress = lambda what, share: None,
     clock_s: Callable[[], float] = time.monotonic,
+    checkpoint: Path | None = None,
+    peers: Peers | None = None,
 ) -> Bundle:
     """Train both towers on the edges before `split_ms` (default: a week before the newest edge).
 
-    Raises ValueError when there is no edge to train on.
+    With `checkpoint` the state is kept in that file and taken up from it; the caller removes it when the bundle is
+    safe. Each process of `peers` trains on its share of the batches, and all end with the same bundle.
+
+    Raises ValueError when there is no edge to train on, and CheckpointError for a checkpoint of another training.
     """
     settings = settings or TrainConfig()
     with _quiet_threads(settings.threads):
-        return _Training(history, settings, config, features, split_ms, progress, clock_s).run()
+        made = _Training(history, settings, config, features, split_ms, progress, clock_s, peers or Peers())
+        return made.run(checkpoint)
 
 
 class _Training:
     def __init__(
         self, history: History, settings: TrainConfig, config: TowerConfig | None, features: FeatureConfig | None,
-        split_ms: int | None, progress: Progress, clock_s: Callable[[], float],
+        split_ms: int | None, progress: Progress, clock_s: Callable[[], float], peers: Peers,
     ) -> None:  # fmt: skip
         self.history, self.settings, self.progress, self.clock_s = history, settings, progress, clock_s
+        self.peers = peers
         self.config = config or TowerConfig()
         self.features = features or FeatureConfig()
-        lines = [part.time[-1] for part in (history.purchases, history.views) if part.time.shape[0]]
-        if not lines:
+        if history.span_ms is None:
             raise ValueError("the history has no purchase and no view: there is nothing to train on")
-        self.split_ms = int(max(lines) - settings.validation_days * DAY_MS) if split_ms is None else split_ms
-        self.began_s = clock_s()
+        self.first_ms, last_ms = history.span_ms
+        self.split_ms = int(last_ms - settings.validation_days * DAY_MS) if split_ms is None else split_ms
         torch.manual_seed(settings.seed)
         cut = self.split_ms - 1
         self.vocabulary = day0.vocabulary_of(history, cut, settings.purchases_min)
@@ -168,11 +96,12 @@ class _Training:
         users = np.arange(len(history.users), dtype=np.int32)
         self.user_codes = user_codes(history.user_attributes.take(users), self.features, self.vocabulary)
 
-    def run(self) -> Bundle:
+    def run(self, checkpoint: Path | None) -> Bundle:
         s, history, cut_ms = self.settings, self.history, self.split_ms - 1
         self.progress("start", 0.0)
-        towers = self._untrained()
-        start_ms = max(_first_ms(history) - 1, int(self.split_ms - s.window_days * DAY_MS))
+        device = _device(s)
+        towers = self._untrained().to(device)
+        start_ms = max(self.first_ms - 1, int(self.split_ms - s.window_days * DAY_MS))
         seeds = Seeds.of(history, start_ms, cut_ms, s.view_weight)
         if not len(seeds):
             raise ValueError(f"no edge in the {s.window_days} days before the split: set another split or window")
@@ -195,7 +124,13 @@ class _Training:
             over = TowersAt(history, towers, self.config, self.features, self.codes, self.user_codes, frozen)
             window_ms = int(s.validation_days * DAY_MS)
             validation = Validation.of(over, self.split_ms, window_ms, s.validation_users_max, s.seed)
-        trace = self._fit(towers, seeds, sampler, validation)
+        encoded = self.codes, self.user_codes, self.features
+        file = CheckpointFile(checkpoint, self._configuration()) if checkpoint is not None else None
+        fit = Fit(
+            s, _autocast(s, device), towers, seeds, sampler, encoded, validation, self.clock_s, self.progress,
+            self.peers, file,
+        )  # fmt: skip
+        course = fit.run()
         popularity = self.config.popularity or PopularityConfig()
         bundle = Bundle(
             kind="trained",
@@ -206,11 +141,26 @@ class _Training:
             cut_ms=cut_ms,
             pairs=day0.frozen_pairs(history, frozen),
             popular=day0.frozen_popularity(history, cut_ms, popularity),
-            card={"training": {"split_ms": self.split_ms, "settings": asdict(s), "trace": trace}},
+            card={"training": {"split_ms": self.split_ms, "settings": asdict(s), "trace": course.trace,
+                               "seconds": course.spent_s, "examples": course.seeds_seen}},
         )
         bundle = replace(bundle, fixture=make_fixture(bundle))
         self.progress("done", 1.0)
         return bundle
+
+    def _configuration(self) -> dict[str, Any]:
+        """All that the steps depend on."""
+        read = [*vars(self.codes).values(), *vars(self.user_codes).values(), self.history.products.hash]
+        for lines in (self.history.purchases, self.history.views):
+            read += [lines.user, lines.product, lines.time, lines.flag]
+        return {
+            "split_ms": self.split_ms,
+            "processes": self.peers.size,
+            "history": digest_of(read),
+            **flat("train", self.settings.course()),
+            **flat("towers", asdict(self.config)),
+            **flat("features", asdict(self.features)),
+        }
 
     def _untrained(self) -> Towers:
         """The closed form, or ids at random, attributes that say nothing yet and layers that propagate."""
@@ -242,84 +192,6 @@ class _Training:
             weights[name] *= np.float32(ID_STD * self.config.dim**0.5)
         return weights
 
-    def _optimizer(self, towers: Towers, log_scale: nn.Parameter) -> torch.optim.AdamW:
-        s = self.settings
-        tables = [p for name, p in towers.table.items() if name != "product_id"]
-        rest = [towers.table["product_id"], *towers.layer.parameters()]
-        groups = [
-            {"params": tables, "lr": s.learning_rate * s.table_rate},
-            {"params": rest, "lr": s.learning_rate},
-            {"params": [log_scale], "lr": s.scale_learning_rate, "weight_decay": 0.0},
-        ]
-        if self.config.popularity is not None:
-            rate = s.scale_learning_rate / s.scale
-            groups.append({"params": [towers.popularity], "lr": rate, "weight_decay": 0.0})
-        return torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=True)
-
-    def _fit(
-        self, towers: Towers, seeds: Seeds, sampler: TemporalSampler, validation: Validation | None
-    ) -> list[dict[str, float]]:
-        s = self.settings
-        rng = np.random.default_rng(s.seed)
-        draw = torch.Generator().manual_seed(s.seed)
-        log_scale = nn.Parameter(torch.tensor(float(np.log(s.scale))))
-        optimizer = self._optimizer(towers, log_scale)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        best, trace = Checkpoint(), list[dict[str, float]]()
-        fit_s = self.clock_s()
-        due, losses = int(s.start != "closed_form"), list[float]()  # a closed form may be the best there is
-        for step, (share, data) in enumerate(self._batches(seeds, sampler, rng)):
-            spent = (self.clock_s() - fit_s) / s.time_budget_s if s.time_budget_s > 0 else 0.0
-            share = max(share, spent)
-            if share * s.validations >= due or share >= 1.0:
-                due = int(share * s.validations) + 1
-                found = validation.recall() if validation is not None else {}
-                better = best.offer(found, towers, handicap=START_HANDICAP if step == 0 else 0.0)
-                seconds, scale = self.clock_s() - self.began_s, float(log_scale.detach().exp())
-                loss = {"loss": float(np.mean(losses))} if losses else {}
-                trace.append({"step": step, "seconds": seconds, **loss, "scale": scale, **found})
-                losses.clear()
-                if share >= 1.0 or (not better and best.missed >= s.patience):
-                    break
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
-            graph = batch_neighborhood(data, self.codes, self.user_codes, self.features)
-            keep = torch.rand(len(graph.product), generator=draw) >= s.id_dropout
-            user, item = towers(graph, keep)
-            found_loss = loss_of(user, item, data, log_scale, s.loss)
-            optimizer.zero_grad(set_to_none=True)
-            found_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(float(found_loss.detach()))
-            self.progress(f"training, loss {losses[-1]:.3f}", min(share, 1.0))
-        best.restore(towers)
-        return trace
-
-    def _batches(self, seeds: Seeds, sampler: TemporalSampler, rng: np.random.Generator) -> Iterator[tuple[float, Any]]:
-        """Share done, and a batch; at the end share 1 with the last batch once more."""
-        data = None
-        for epoch in range(self.settings.epochs):
-            sampler.epoch = epoch
-            runs = order_runs(seeds, self.settings.batch_size, rng, self.settings.shuffle)
-            for i, data in enumerate(TemporalLoader(seeds, sampler, runs)):
-                yield (epoch + i / len(runs)) / self.settings.epochs, data
-        yield 1.0, data
-
-
-def loss_of(user: Tensor, item: Tensor, data: Any, log_scale: Tensor, loss: str) -> Tensor:
-    """Weighted mean loss of a batch's seeds; `user` [q, dim] and `item` [t, dim] are its embeddings."""
-    query, positive = data[SEED_EDGE].edge_label_index
-    weight = data[SEED_EDGE].edge_label
-    if loss == "bpr":
-        sign = (user[query] * item[positive]).sum(-1, keepdim=True)
-        other = torch.einsum("nd,nkd->nk", user[query], item[data[SEED_EDGE].negative])
-        each = fn.softplus(log_scale.exp() * (other - sign)).mean(dim=1)
-    else:
-        logits = log_scale.exp() * (user @ item.T)
-        each = torch.logsumexp(logits - data["item"].log_q, dim=1)[query] - logits[query, positive]
-    mean: Tensor = (weight * each).sum() / weight.sum().clamp_min(1e-9)
-    return mean
-
 
 def _is_repeat(history: History, seeds: Seeds) -> Bool:
     """[n] bool: the seed's user had bought the product before."""
@@ -335,6 +207,20 @@ def _is_repeat(history: History, seeds: Seeds) -> Bool:
 
 def _first_ms(history: History) -> int:
     return min(int(part.time[0]) for part in (history.purchases, history.views) if part.time.shape[0])
+
+
+def _device(settings: TrainConfig) -> torch.device:
+    """Raises ValueError where a GPU is asked for and there is none."""
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise ValueError("device is cuda, and PyTorch finds no GPU here: set it to auto or cpu")
+    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
+
+
+def _autocast(settings: TrainConfig, device: torch.device) -> bool:
+    if settings.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return settings.precision == "bfloat16"
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +12,7 @@ from freshet.model.at_time import TowersAt
 from freshet.model.evaluation import metrics
 from freshet.model.evaluation.ranking import tie_ranks, top_k
 from freshet.model.evaluation.targets import Kind, Targets, Window, WindowError
+from freshet.model.score import score_of
 from freshet.model.towers import Towers
 
 TOP = 20
@@ -62,24 +64,26 @@ class Validation:
         return {kind: float(np.mean(values)) if values else 0.0 for kind, values in found.items()}
 
 
-class Checkpoint:
-    """The best weights so far, by recall of all targets plus recall of novel ones; `missed` offers since."""
+@dataclass
+class Best:
+    """The best weights so far, by `score_of`; `missed` offers since."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, float] = {}
-        self.score, self.missed = -np.inf, 0
-        self._state: dict[str, Tensor] = {}
+    found: dict[str, float] = field(default_factory=dict)
+    score: float = -math.inf
+    missed: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, found: dict[str, float], towers: Towers, handicap: float = 0.0) -> bool:
         """Keep the weights if they are the best; True when they were. Without validation the last are kept.
         `handicap`: share of the recall that is taken off."""
-        score = (1.0 - handicap) * (found["all"] + 4.0 * found["novel"]) if found else np.inf
+        score = (1.0 - handicap) * score_of(found) if found else math.inf
         if found and score <= self.score:
             self.missed += 1
             return False
         self.found, self.score, self.missed = found, score, 0
-        self._state = {k: v.detach().clone() for k, v in towers.state_dict().items()}
+        self.weights = {k: v.detach().clone() for k, v in towers.state_dict().items()}
         return True
 
     def restore(self, towers: Towers) -> None:
-        towers.load_state_dict(self._state)
+        """Give the towers the best weights."""
+        towers.load_state_dict(self.weights)

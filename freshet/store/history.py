@@ -193,6 +193,12 @@ class History:
         self.purchased, self.purchased_by = self._both(self.purchases, m.purchased_max, m.purchased_by_max)
         self.viewed, self.viewed_by = self._both(self.views, m.viewed_max, m.viewed_by_max)
 
+    @property
+    def span_ms(self) -> tuple[int, int] | None:
+        """Times of the first and the last purchase or view; None where there is neither."""
+        times = [part.time for part in (self.purchases, self.views) if part.time.shape[0]]
+        return (int(min(t[0] for t in times)), int(max(t[-1] for t in times))) if times else None
+
     @staticmethod
     def of(chunks: Iterable[EventColumns], limits: GraphLimits | None = None) -> History:
         """Read a log, in chunks of any size and order."""

@@ -368,7 +368,7 @@ def deadletter_list(
         )
 
 
-for command in (cli_model.train, cli_model.dayzero, cli_model.card, cli_query.query, cli_evaluate.evaluate):
+for command in (*cli_model.COMMANDS, cli_query.query, cli_evaluate.evaluate):
     app.command()(command)
 app.command("replay-eval")(cli_replay_eval.replay_eval)
 

@@ -23,7 +23,7 @@ from freshet.model.bundle import Bundle, BundleError
 from freshet.stream.convert import convert
 from freshet.stream.eventlog import EventLog
 from freshet.stream.local import LocalSystem
-from freshet.stream.modelling import train_bundle
+from freshet.stream.modelling import TrainOrder, train_bundle
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace
 from freshet.stream.wiring import (
@@ -144,7 +144,7 @@ class Demo:
             return dict(kept.card)
         self._step(f"training on the time before {SPLIT} ({self.budget_s:.0f} s)")
         with Bars(self.console) as bars:
-            card = train_bundle(self.log, self.bundle, SPLIT, "softmax", self.budget_s, 0, bars)
+            card = train_bundle(TrainOrder(self.log, self.bundle, SPLIT, budget_s=self.budget_s), bars)
         return dict(card["card"])
 
     def _replay(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
@@ -16,6 +18,7 @@ from freshet.stream.progress import Bars
 
 if TYPE_CHECKING:
     from freshet.model.fit_ranker import FitRankerConfig
+    from freshet.model.settings_file import Chosen
 
 
 def day_ms(text: str | None, setting: str) -> int | None:
@@ -39,24 +42,109 @@ def read_history(log: EventLog, until_ms: int | None, bars: Bars) -> History:
     return History.of(parts)
 
 
-def train_bundle(
-    log: Path, bundle: Path, before: str | None, loss: str, budget_s: float, seed: int, bars: Bars
-) -> dict[str, Any]:
-    """Train on the log, save the bundle, return its card. Raises FreshetError for what a user can mend."""
-    if loss not in ("softmax", "bpr"):
-        raise FreshetError(f"--loss {loss!r} is not known: softmax or bpr")
-    from freshet.model.fit_ranker import FitRankerConfig
-    from freshet.model.train import TrainConfig, train  # torch is loaded when it is needed
+@dataclass(frozen=True)
+class TrainOrder:
+    """The options of `freshet train`, as they were given; None is what the settings file or the default says."""
 
-    history = read_history(EventLog(log), None, bars)
-    settings = TrainConfig(loss=loss, time_budget_s=budget_s, seed=seed)  # type: ignore[arg-type]
+    log: Path
+    bundle: Path
+    before: str | None = None
+    settings: Path | None = None
+    loss: str | None = None
+    budget_s: float | None = None
+    seed: int | None = None
+    refit: bool = False
+    checkpoint: Path | None = None
+    restart: bool = False
+
+    def chosen(self) -> Chosen:
+        """The settings. Raises FreshetError for one that cannot be."""
+        from freshet.model.settings_file import Chosen, read_settings
+
+        found = read_settings(self.settings) if self.settings is not None else Chosen()
+        if self.loss not in (None, "softmax", "in_batch", "bpr"):
+            raise FreshetError(f"--loss {self.loss!r} is not known: softmax, in_batch or bpr")
+        given: dict[str, Any] = {"loss": self.loss, "time_budget_s": self.budget_s, "seed": self.seed}
+        train = replace(found.train, **{name: value for name, value in given.items() if value is not None})
+        return replace(found, train=train)
+
+    def checkpoints(self) -> tuple[Path, Path]:
+        """Where the states of the training and of the one on everything are kept."""
+        path = self.checkpoint or self.bundle.with_name(f"{self.bundle.name}.checkpoint")
+        return path, path.with_name(f"{path.name}.refit")
+
+
+def train_bundle(order: TrainOrder, bars: Bars) -> dict[str, Any]:
+    """Train on the log, save the bundle, return its card; a training that was interrupted is gone on with.
+
+    Each process that `torchrun` started trains on its share; the first saves. Raises FreshetError for what a user can
+    mend.
+    """
+    from freshet.model.fit_ranker import FitRankerConfig
+    from freshet.model.peers import joined  # torch is loaded when it is needed
+    from freshet.model.train import train
+
+    chosen, states = order.chosen(), order.checkpoints()
+    split_ms = day_ms(order.before, "--before")
+    with joined() as peers:
+        bars = bars if peers.first else Bars.silent()
+        if order.restart and peers.first:
+            for state in states:
+                state.unlink(missing_ok=True)
+        peers.wait()
+        history = read_history(EventLog(order.log), None, bars)
+        ranker = FitRankerConfig(window_days=chosen.train.validation_days)  # what training was stopped by, no more
+        common: dict[str, Any] = {"config": chosen.towers.config(), "progress": bars.share, "peers": peers}
+        try:
+            earlier = train(history, chosen.train, split_ms=split_ms, checkpoint=states[0], **common)
+            made = earlier
+            if order.refit:
+                whole = chosen.train.until_best(earlier.card["training"]["trace"])
+                end_ms = (history.span_ms or (0, 0))[1] + 1
+                made = train(history, whole, split_ms=end_ms, checkpoint=states[1], **common)
+        except ValueError as e:
+            raise FreshetError(f"{order.log}: {e}") from e
+        if not peers.first:
+            return {}
+        made = _ranked(made, earlier, history, ranker)
+        card = _saved(_with_card(made, earlier, history, bars), order.bundle)
+        for state in states:
+            state.unlink(missing_ok=True)
+        return card
+
+
+@dataclass(frozen=True)
+class TuneOrder:
+    """The options of `freshet tune`, as they were given."""
+
+    log: Path
+    out: Path
+    before: str | None = None
+    settings: Path | None = None
+    tries: int = 20
+    budget_s: float = 600.0
+    seed: int = 0
+
+
+def tune_settings(order: TuneOrder, bars: Bars) -> dict[str, Any]:
+    """Try settings on the log, write the best to a file, return the tries. Raises FreshetError for what a user can
+    mend."""
+    from freshet.model.settings_file import Chosen, read_settings
+    from freshet.model.tune import tune
+
+    base = read_settings(order.settings) if order.settings is not None else Chosen()
+    history = read_history(EventLog(order.log), None, bars)
+    split_ms = day_ms(order.before, "--before")
     try:
-        made = train(history, settings, split_ms=day_ms(before, "--before"), progress=bars.share)
+        found = tune(history, base, split_ms, order.tries, order.budget_s, order.seed, bars.share)
     except ValueError as e:
-        raise FreshetError(f"{log}: {e}") from e
-    ranker = FitRankerConfig(window_days=settings.validation_days)  # what training was stopped by, and nothing later
-    made = _ranked(made, made, history, ranker)
-    return _saved(_with_card(made, made, history, bars), bundle)
+        raise FreshetError(f"{order.log}: {e}") from e
+    try:
+        order.out.write_bytes(msgspec.json.format(msgspec.json.encode(found.chosen.changed()), indent=2) + b"\n")
+    except OSError as e:
+        raise FreshetError(f"--out {order.out} cannot be written: {e.strerror or e}") from e
+    tries = sorted(found.tries, key=lambda one: -one.score)
+    return {"path": str(order.out), "kept": found.kept, **found.chosen.changed(), "tries": [vars(t) for t in tries]}
 
 
 def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -43,6 +44,11 @@ class Bars:
         if now - self._said.setdefault(what, now) >= PLAIN_INTERVAL_S:
             self._said[what] = now
             self._console.print(f"{what}: {done} of {total}", highlight=False)
+
+    @staticmethod
+    def silent() -> Bars:
+        """Bars that show nothing: of the processes that are not the first."""
+        return Bars(Console(file=io.StringIO()))
 
     def counts(self, what: str) -> Callable[[int, int], None]:
         """A function of (done, total)."""

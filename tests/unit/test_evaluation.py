@@ -25,7 +25,7 @@ from freshet.model.evaluation.run import Entry, EvaluateConfig, evaluate, rank
 from freshet.model.evaluation.sparse import EASE, ItemKNN, matrix
 from freshet.model.evaluation.systems import OwnHistory, Popularity
 from freshet.model.evaluation.targets import KINDS, Targets, Window, WindowError, Windows
-from freshet.model.train import TrainConfig
+from freshet.model.train_config import TrainConfig
 from freshet.store.columns import F32, I32, EventColumns, PurchaseColumns
 from freshet.store.history import History
 from freshet.stream.cli import app

@@ -19,7 +19,8 @@ from freshet.model.evaluation.targets import Targets, Window
 from freshet.model.features import Vocabulary
 from freshet.model.offline import OfflineTowers, encode_fixture
 from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv, weight_shapes
-from freshet.model.train import TrainConfig, train
+from freshet.model.train import train
+from freshet.model.train_config import TrainConfig
 from freshet.model.validation import Validation
 from freshet.store.columns import EventColumns, ProductAttributes, ProductColumns, PurchaseColumns
 from freshet.store.graph import GraphStore

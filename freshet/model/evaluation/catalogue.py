@@ -15,7 +15,7 @@ from freshet.model.evaluation.sparse import EASE, ItemKNN
 from freshet.model.evaluation.systems import OwnHistory, Popularity, System
 from freshet.model.evaluation.targets import TargetsOf
 from freshet.model.fit_ranker import FitRankerConfig
-from freshet.model.train import TrainConfig
+from freshet.model.train_config import TrainConfig
 
 RIDGES = (100.0, 200.0, 300.0, 500.0, 1000.0)
 UNBOUNDED = FitRankerConfig(bought_max=100_000, lines_max=1_000_000)

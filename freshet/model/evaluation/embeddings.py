@@ -12,7 +12,8 @@ from freshet.errors import FreshetError
 from freshet.model.at_time import TowersAt
 from freshet.model.bundle import Bundle
 from freshet.model.dayzero import dayzero
-from freshet.model.train import TrainConfig, train
+from freshet.model.train import train
+from freshet.model.train_config import TrainConfig
 from freshet.store.columns import F32, I32
 from freshet.store.history import History
 

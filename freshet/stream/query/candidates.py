@@ -47,7 +47,8 @@ def fit(
         from freshet.model.dayzero import dayzero  # torch is loaded when it is needed
 
         return dayzero(history, cut_ms=before_ms - 1)
-    from freshet.model.train import TrainConfig, train
+    from freshet.model.train import train
+    from freshet.model.train_config import TrainConfig
 
     config = reading(TowerConfig(), tables if candidate.tables is None else tables & candidate.tables)
     if candidate.dim:

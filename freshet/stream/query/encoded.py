@@ -150,9 +150,8 @@ def _owned(parts: Sequence[Lines], of_user: I64, of_product: I64, users: int, pr
 
 def _popularity(history: History, of_product: I64, products: int) -> F32:
     """Decayed counts of purchases and views; where there are neither, of what sessions show."""
-    lines = [part.time[-1] for part in (history.purchases, history.views) if part.time.shape[0]]
-    if lines:
-        found = of_history(history, int(max(lines)) + 1, PopularityConfig())
+    if history.span_ms is not None:
+        found = of_history(history, history.span_ms[1] + 1, PopularityConfig())
     else:
         found = np.bincount(history.sessions.product, minlength=len(history.products)).astype(np.float32)
     out = np.zeros(products, dtype=np.float32)

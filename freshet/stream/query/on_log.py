@@ -48,8 +48,7 @@ class LogBench:
 
     def fit(self, candidate: Candidate, holdout: bool, budget_s: float) -> Bundle:
         """See Bench."""
-        ends = [part.time[-1] for part in (self.history.purchases, self.history.views) if part.time.shape[0]]
-        before_ms = self.targets.from_ms if holdout else int(max(ends, default=0)) + 1
+        before_ms = self.targets.from_ms if holdout else (self.history.span_ms or (0, 0))[1] + 1
         return models.fit(
             candidate, self.history, self.tables, before_ms, budget_s, self.clock_s,
             lambda what, share: self.progress(f"{candidate.name}: {what.split(',')[0]}", share),
