@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,11 @@ class _Training:
         start_ms = max(self.first_ms - 1, int(self.split_ms - s.window_days * DAY_MS))
         seeds = Seeds.of(history, start_ms, cut_ms, s.view_weight)
         if not len(seeds):
-            raise ValueError(f"no edge in the {s.window_days} days before the split: set another split or window")
+            day = datetime.fromtimestamp(self.split_ms / 1e3, UTC).date().isoformat()
+            raise ValueError(
+                f"no purchase or view in the {s.window_days:g} days (window_days) before the split, {day}: there is "
+                "nothing to train on; set a later split, or make a day-zero bundle"
+            )
         if s.novel_weight != 1.0:
             share = np.where(_is_repeat(history, seeds), 1.0, s.novel_weight)
             seeds = replace(seeds, weight=(seeds.weight * share).astype(np.float32))

@@ -85,8 +85,9 @@ class TrainConfig:
                      "learning_rate", "scale", "validations", "validation_days", "patience", "threads"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0")
-        if self.epochs < 0:
-            raise ValueError(f"epochs is {self.epochs}: it must be 0 or more")
+        for name in ("epochs", "time_budget_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("basket_share", "dropout", "id_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")

@@ -30,7 +30,9 @@ def train(
     before: Before = None,
     settings: SettingsPath = None,
     loss: Annotated[str | None, typer.Option(help="softmax (default), in_batch or bpr.")] = None,
-    budget_s: Annotated[float | None, typer.Option(help="Seconds to train for; 0 trains all epochs (default).")] = None,
+    budget_s: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds to train for; 0 trains all epochs (default).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed and no budget give the same bytes.")] = None,
     refit: Annotated[bool, typer.Option(help="Then train as long on everything, the days before the end too.")] = False,
     checkpoint: Annotated[
