@@ -210,10 +210,6 @@ def _is_repeat(history: History, seeds: Seeds) -> Bool:
     return before
 
 
-def _first_ms(history: History) -> int:
-    return min(int(part.time[0]) for part in (history.purchases, history.views) if part.time.shape[0])
-
-
 def _device(settings: TrainConfig) -> torch.device:
     """Raises ValueError where a GPU is asked for and there is none."""
     there = torch.cuda.is_available()

@@ -33,7 +33,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        *"convert train dayzero worker replay click recommend similar verify demo status broker redis query".split(),  # noqa: SIM905
+        *"convert train tune dayzero card evaluate worker replay click recommend similar verify demo".split(),  # noqa: SIM905
+        *"status broker redis query replay-eval".split(),  # noqa: SIM905
         "topics create",
         "topics describe",
         "deadletter list",
