@@ -67,7 +67,7 @@ def _user_tower() -> LayerReads:
     """What earns its keep on validation data (`docs/decisions/towers.md`)."""
     return LayerReads(
         outer={
-            "purchased": Gather(50, distinct=True),
+            "purchased": Gather(100, distinct=True),
             "viewed": Gather(20, half_life_ms=30 * DAY_MS, distinct=True),
         },
         inner={},

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from freshet.model.checkpoint import CheckpointFile
 from freshet.model.config import FeatureConfig
 from freshet.model.features import ProductCodes, UserCodes
 from freshet.model.objective import Objective
 from freshet.model.peers import Peers
 from freshet.model.sampler import Seeds, TemporalLoader, TemporalSampler, batch_neighborhood, order_runs
+from freshet.model.score import score_of
 from freshet.model.towers import Towers
 from freshet.model.train_config import TrainConfig
 from freshet.model.validation import Best, Validation
@@ -23,6 +23,18 @@ from freshet.model.validation import Best, Validation
 START_HANDICAP = 0.05
 """The closed form is kept where training does not come within this of its recall: validation is small and noisy, and
 steps that leave it the same there have won on every longer period that was looked at (`docs/LOG.md`)."""
+
+class StateFile(Protocol):
+    """Where the state of a run is kept."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, None where there is none yet. Raises CheckpointError."""
+        ...
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace it. Raises CheckpointError."""
+        ...
+
 
 Progress = Callable[[str, float], None]
 """Told what is going on and which share of it is done, 0 to 1."""
@@ -52,7 +64,7 @@ class Fit:
     def __init__(
         self, settings: TrainConfig, autocast: bool, towers: Towers, seeds: Seeds, sampler: TemporalSampler,
         encoded: tuple[ProductCodes, UserCodes, FeatureConfig], validation: Validation | None,
-        clock_s: Callable[[], float], progress: Progress, peers: Peers, file: CheckpointFile | None,
+        clock_s: Callable[[], float], progress: Progress, peers: Peers, file: StateFile | None,
     ) -> None:  # fmt: skip
         self.settings, self.towers, self.seeds, self.sampler, self.encoded = settings, towers, seeds, sampler, encoded
         self.validation, self.clock_s, self.progress = validation, clock_s, progress
@@ -183,3 +195,10 @@ class Fit:
             }
         )
         self._written_s = self.clock_s()
+
+
+def best_row(trace: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The row of the weights that a run kept: its best validation, the last row where it had none."""
+    if not trace or "all" not in trace[0]:
+        return trace[-1] if trace else {"share": 1.0}
+    return max(trace, key=lambda row: (1.0 if row["step"] else 1.0 - START_HANDICAP) * score_of(row))

@@ -24,9 +24,10 @@ from freshet.model.bundle import Bundle
 from freshet.model.checkpoint import CheckpointFile, digest_of, flat
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.features import table_rows, user_codes
-from freshet.model.fit import Fit, Progress
+from freshet.model.fit import Fit, Progress, StateFile
 from freshet.model.parity import make_fixture
 from freshet.model.peers import Peers
+from freshet.model.runs import Runs
 from freshet.model.sampler import Candidates, PairSnapshots, Seeds, TemporalSampler
 from freshet.model.towers import Towers, weight_shapes
 from freshet.model.train_config import TrainConfig
@@ -120,9 +121,6 @@ class _Training:
         full_max = s.full_softmax_max if s.loss == "softmax" else 0
         candidates = Candidates.of(count, s.pool_power, draws, s.negatives_each, full_max)
         bought = np.bincount(seeds.product, seeds.weight, minlength=len(history.products)).astype(np.float32)
-        sampler = TemporalSampler(
-            history, pairs, self.config, candidates, bought, s.seed, s.basket_share, s.dropout
-        )  # fmt: skip
         frozen = history.freeze(cut_ms, s.partners_max)
         validation = None
         if s.validate:
@@ -131,11 +129,18 @@ class _Training:
             validation = Validation.of(over, self.split_ms, window_ms, s.validation_users_max, s.seed)
         encoded = self.codes, self.user_codes, self.features
         file = CheckpointFile(checkpoint, self._configuration()) if checkpoint is not None else None
-        fit = Fit(
-            s, _autocast(s, device), towers, seeds, sampler, encoded, validation, self.clock_s, self.progress,
-            self.peers, file,
-        )  # fmt: skip
-        course = fit.run()
+
+        def of_run(one: TrainConfig, state: StateFile | None) -> Fit:
+            sampler = TemporalSampler(
+                history, pairs, self.config, candidates, bought, one.seed, s.basket_share, s.dropout
+            )  # fmt: skip
+            number = one.seed - s.seed
+            return Fit(
+                one, _autocast(s, device), towers, seeds, sampler, encoded, validation, self.clock_s,
+                lambda what, share: self.progress(what, (number + share) / s.runs), self.peers, state,
+            )  # fmt: skip
+
+        course = Runs(s, towers, validation, self.peers, file, of_run).run()
         popularity = self.config.popularity or PopularityConfig()
         bundle = Bundle(
             kind="trained",
@@ -146,8 +151,7 @@ class _Training:
             cut_ms=cut_ms,
             pairs=day0.frozen_pairs(history, frozen),
             popular=day0.frozen_popularity(history, cut_ms, popularity),
-            card={"training": {"split_ms": self.split_ms, "settings": asdict(s), "trace": course.trace,
-                               "seconds": course.spent_s, "examples": course.seeds_seen}},
+            card={"training": {"split_ms": self.split_ms, "settings": asdict(s), **course}},
         )
         bundle = replace(bundle, fixture=make_fixture(bundle))
         self.progress("done", 1.0)

@@ -16,7 +16,8 @@ class TrainConfig:
     """How to train.
 
     `window_days` of orders before the split are trained on, `epochs` times or until `time_budget_s` (0: no
-    budget; only without one are two runs with the same seed equal to the byte).
+    budget; only without one are two trainings with the same seed equal to the byte). `runs` trainings, which share the
+    budget, differ in their seeds alone (`seed`, `seed` + 1, ...); the average of their weights is kept.
 
     `loss`: `softmax` over the whole catalogue where it has at most `full_softmax_max` products, else over the
     products the batch buys and `pool_draws` others with logQ correction (Bengio and Senecal 2008; Yi et al.
@@ -45,7 +46,8 @@ class TrainConfig:
 
     loss: Loss = "softmax"
     window_days: float = 365.0
-    epochs: int = 3
+    epochs: int = 6
+    runs: int = 3
     shuffle: bool = True
     time_budget_s: float = 0.0
     batch_size: int = 256
@@ -61,7 +63,7 @@ class TrainConfig:
     snapshot_days: float = 28.0
     partners_max: int = 64
     purchases_min: int = 1
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     table_rate: float = 0.1
     scale_learning_rate: float = 1e-2
     weight_decay: float = 0.01
@@ -82,7 +84,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("window_days", "batch_size", "pool_draws", "negatives_each", "snapshot_days",
-                     "learning_rate", "scale", "validations", "validation_days", "patience", "threads"):  # fmt: skip
+                     "learning_rate", "scale", "runs", "validations", "validation_days", "patience",
+                     "threads"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0")
         for name in ("epochs", "time_budget_s"):
@@ -92,11 +95,16 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
 
-    def until_best(self, trace: Sequence[Mapping[str, float]]) -> TrainConfig:
-        """To train on everything: as long as the best weights of a validated training (its `trace`) took."""
-        share = max(trace, key=score_of)["share"] if trace and "all" in trace[0] else 1.0
+    def until_best(self, training: Mapping[str, Any]) -> TrainConfig:
+        """To train on everything: as long as the kept weights of a validated training took, of which the card has
+        `training`."""
+        trace: Sequence[Mapping[str, float]] = training["trace"]
+        one_kept = training["averaged"] == 1
+        rows = [row for row in trace if ("averaged" in row) != one_kept]
+        share = max(rows, key=score_of)["share"] if rows and "all" in rows[0] else 1.0
         epochs = max(1, round(self.epochs * share)) if share else 0
-        return replace(self, epochs=epochs, time_budget_s=self.time_budget_s * share, validate=False)
+        budget_s = self.time_budget_s * share * (training["averaged"] / self.runs)
+        return replace(self, epochs=epochs, runs=training["averaged"], time_budget_s=budget_s, validate=False)
 
     def course(self) -> dict[str, Any]:
         """All that the course of a training depends on, by name."""

@@ -1,8 +1,8 @@
 """Which settings of a training to use on a shop's own data: random search over a small space, judged on validation.
 
 Random search (Bergstra and Bengio 2012), because it needs no library and no more tries where a setting does not matter.
-Every try is trained on what was before the split and judged by the purchases of the window after it, as training
-itself judges its weights: recall@20 of all targets plus four times that of novel ones. The test period is not read.
+Every try is one run on what was before the split, judged by the purchases of the window after it, as training itself
+judges its weights: recall@20 of all targets plus four times that of novel ones. The test period is not read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from freshet.model.train import train
 from freshet.store.history import History
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "train.learning_rate": (1e-4, 3e-4, 1e-3),
-    "train.epochs": (1, 3, 6),
+    "train.learning_rate": (3e-4, 1e-3, 2e-3),
+    "train.epochs": (1, 3, 6, 12),
     "train.window_days": (90.0, 180.0, 365.0, 730.0),
     "train.dropout": (0.1, 0.3, 0.5),
     "train.basket_share": (0.5, 0.75, 1.0),
@@ -108,7 +108,7 @@ def tune(
 
 
 def _recall(history: History, chosen: Chosen, split_ms: int | None) -> dict[str, float]:
-    settings = replace(chosen.train, validate=True, validation_users_max=0)
+    settings = replace(chosen.train, validate=True, validation_users_max=0, runs=1)
     trace = train(history, settings, chosen.towers.config(), split_ms=split_ms).card["training"]["trace"]
     rows = [{kind: row[kind] for kind in ("all", "novel")} for row in trace if "all" in row]
     return max(rows, key=score_of, default={})

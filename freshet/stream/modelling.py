@@ -99,7 +99,7 @@ def train_bundle(order: TrainOrder, bars: Bars) -> dict[str, Any]:
             earlier = train(history, chosen.train, split_ms=split_ms, checkpoint=states[0], **common)
             made = earlier
             if order.refit:
-                whole = chosen.train.until_best(earlier.card["training"]["trace"])
+                whole = chosen.train.until_best(earlier.card["training"])
                 end_ms = (history.span_ms or (0, 0))[1] + 1
                 made = train(history, whole, split_ms=end_ms, checkpoint=states[1], **common)
         except ValueError as e:

@@ -19,7 +19,7 @@ from tests.unit.query_logs import shop, write_log
 from tests.unit.test_cli import one_line, run
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"batch_size": 32, "epochs": 2, "pool_draws": 40, "threads": 1}
+QUICK = {"batch_size": 32, "epochs": 1, "runs": 2, "pool_draws": 40, "threads": 1}
 
 
 @pytest.fixture(scope="module")
