@@ -27,9 +27,9 @@ def test_an_empty_file_of_settings_says_the_defaults(tmp_path: Path) -> None:
 
 
 def test_what_is_changed_comes_back_from_a_file(tmp_path: Path) -> None:
-    chosen = Chosen(replace(TrainConfig(), epochs=6, loss="bpr", dropout=0.1), Towers(dim=64, partners=0))
+    chosen = Chosen(replace(TrainConfig(), epochs=5, loss="bpr", dropout=0.1), Towers(dim=64, partners=0))
     assert chosen.changed() == {
-        "train": {"epochs": 6, "loss": "bpr", "dropout": 0.1}, "towers": {"dim": 64, "partners": 0},
+        "train": {"epochs": 5, "loss": "bpr", "dropout": 0.1}, "towers": {"dim": 64, "partners": 0},
     }  # fmt: skip
     assert read_settings(written(tmp_path, msgspec.json.encode(chosen.changed()))) == chosen
 
