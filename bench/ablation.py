@@ -24,6 +24,7 @@ from freshet.model.config import LayerReads, TowerConfig
 from freshet.model.evaluation.embeddings import TwoTower
 from freshet.model.evaluation.metrics import PER_USER
 from freshet.model.evaluation.run import EvaluateConfig, rank
+from freshet.model.evaluation.systems import System
 from freshet.model.evaluation.targets import Targets, Window
 from freshet.model.frozen import FrozenTowers
 from freshet.model.train import train
@@ -59,7 +60,7 @@ def variants() -> dict[str, TowerConfig]:
     user, item = DEFAULT.user, DEFAULT.item
     purchased = user.outer["purchased"]
     out = {"default": DEFAULT}
-    for n in (10, 20, 100):
+    for n in (10, 20, 50):
         out[f"user: {n} purchases"] = replace(
             DEFAULT, user=reads(user, {"purchased": replace(purchased, num_neighbors=n)})
         )
@@ -117,8 +118,12 @@ def main() -> None:
 
 def quality(history: History, bundle: Bundle, cut_ms: int, until_ms: int) -> list[float]:
     """Recall@20 and MAP@12 of novel and of all targets."""
+    return quality_of(history, TwoTower("towers", bundle), cut_ms, until_ms)
+
+
+def quality_of(history: History, system: System, cut_ms: int, until_ms: int) -> list[float]:
+    """The same of any system, fitted here on what was before the cut."""
     targets = Targets.of(history, Window(cut_ms, until_ms), cut_ms)
-    system = TwoTower("towers", bundle)
     system.fit(history, cut_ms)
     ranked = rank(history, system, targets, EvaluateConfig())
     columns = [PER_USER.index("recall@20"), PER_USER.index("map@12")]
