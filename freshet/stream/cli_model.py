@@ -144,7 +144,7 @@ def _show_card(made: dict[str, Any], as_json: bool) -> None:
 
 
 def _tables(version: str, card: Mapping[str, Any]) -> None:
-    from freshet.model.card import summary
+    from freshet.model.card import remarks, summary
 
     typer.echo(version)
     for title, head, rows in summary(card):
@@ -152,8 +152,8 @@ def _tables(version: str, card: Mapping[str, Any]) -> None:
         for row in rows:
             table.add_row(*row)
         Console(width=160).print(table)
-    if not card.get("windows"):
-        typer.echo("nothing happened after its cut, so there is nothing to measure with")
+    for remark in remarks(card):
+        typer.echo(remark)
 
 
 def _print_json(value: Any) -> None:

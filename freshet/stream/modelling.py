@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
@@ -180,7 +181,11 @@ def _with_card(made: Bundle, earlier: Bundle, history: History, bars: Bars) -> B
     from freshet.model.evaluation.page import page_of
 
     measured = make_card(earlier, history, with_ranker=earlier is made, progress=bars.share)
-    of_made = {"model_version": made.model_version, "cut_ms": made.cut_ms, "ranker": vars(made.ranker)}
+    lines = history.purchases
+    orders = len(np.unique(lines.event[lines.time <= made.cut_ms]))
+    of_made = {
+        "model_version": made.model_version, "cut_ms": made.cut_ms, "orders": orders, "ranker": vars(made.ranker),
+    }  # fmt: skip
     card = {**made.card, **measured, **of_made}
     return replace(made, card=card, page=page_of(card))
 

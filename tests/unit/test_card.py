@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
+from freshet.model.card import PAYS_FROM_ORDERS, remarks
 from freshet.model.config import DAY_MS
 from freshet.model.dayzero import dayzero
 from freshet.model.evaluation.card import CardConfig, make_card, slices_of
@@ -127,3 +128,11 @@ def test_the_command_shows_the_card_and_writes_the_page(made: Bundle, tmp_path: 
     replace(made, card={}).save(tmp_path / "bare")
     bare = CliRunner().invoke(app, ["card", str(tmp_path / "bare")])
     assert isinstance(bare.exception, FreshetError) and "has no card" in str(bare.exception)
+
+
+def test_a_card_of_day_zero_says_when_training_pays(made: Bundle) -> None:
+    few, many = ({**made.card, "kind": "dayzero", "orders": n} for n in (PAYS_FROM_ORDERS - 1, PAYS_FROM_ORDERS))
+    assert "it pays from 300" in remarks(few)[0] and "299 orders" in remarks(few)[0]
+    assert "freshet train should pay" in remarks(many)[0]
+    assert remarks({**many, "kind": "trained"}) == []
+    assert "it pays from 300" in page_of(few)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from freshet.model.card import summary
+from freshet.model.card import remarks, summary
 from freshet.model.evaluation import plots
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -40,8 +40,7 @@ def page_of(card: Mapping[str, Any]) -> str:
     ]
     for title, head, rows in summary(card):
         parts.append(f"<h2>{escape(title)}</h2>{_table(head, rows)}")
-    if not card.get("windows"):
-        parts.append("<p>Nothing happened after that, so there is nothing to measure with.</p>")
+    parts += [f"<p>{escape(remark)}</p>" for remark in remarks(card)]
     slices = card.get("slices") or {}
     for by, title, what in SLICES:
         for kind, found in slices.get(by, {}).items():
