@@ -80,7 +80,7 @@ def dayzero(
         raise ValueError("a day-zero bundle propagates directions: TowerConfig.activation must be 'normalise'")
     if cut_ms is None:
         cut_ms = (history.span_ms or (0, 0))[1]
-    vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min)
+    vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min, features)
     codes = history_codes(history, features, vocabulary)
     bundle = Bundle(
         kind="dayzero",
@@ -95,8 +95,11 @@ def dayzero(
     return replace(bundle, fixture=make_fixture(bundle))
 
 
-def vocabulary_of(history: History, cut_ms: int, purchases_min: int) -> Vocabulary:
+def vocabulary_of(
+    history: History, cut_ms: int, purchases_min: int, features: FeatureConfig | None = None
+) -> Vocabulary:
     """Products with at least `purchases_min` purchases up to the cut, most bought first, and bucket borders."""
+    features = features or FeatureConfig()
     count = counts_until(history, cut_ms)
     rows = np.lexsort((history.products.hash, -count))
     rows = rows[count[rows] >= purchases_min]
@@ -106,8 +109,8 @@ def vocabulary_of(history: History, cut_ms: int, purchases_min: int) -> Vocabula
     signups = [a.signup_day for a in history.user_attributes.take(users) if a and a.signup_day is not None]
     return Vocabulary(
         {p: i + 1 for i, p in enumerate(ids)},
-        quantile_edges(prices, FeatureConfig.price_buckets),
-        quantile_edges(signups, FeatureConfig.signup_buckets),
+        quantile_edges(prices, features.price_buckets),
+        quantile_edges(signups, features.signup_buckets),
     )
 
 

@@ -93,7 +93,7 @@ class _Training:
         self.split_ms = int(last_ms - settings.validation_days * DAY_MS) if split_ms is None else split_ms
         torch.manual_seed(settings.seed)
         cut = self.split_ms - 1
-        self.vocabulary = day0.vocabulary_of(history, cut, settings.purchases_min)
+        self.vocabulary = day0.vocabulary_of(history, cut, settings.purchases_min, self.features)
         self.codes = day0.history_codes(history, self.features, self.vocabulary)
         users = np.arange(len(history.users), dtype=np.int32)
         self.user_codes = user_codes(history.user_attributes.take(users), self.features, self.vocabulary)

@@ -132,3 +132,10 @@ def test_ridge_is_what_a_dense_solver_finds() -> None:
     found = _ridge(_Sparse(row, column, dense[row, column], (40, 6)), torch.from_numpy(target), 2.0)
     want = np.linalg.solve(dense.T @ dense + 2.0 * np.eye(6), dense.T @ target)
     np.testing.assert_allclose(found.numpy(), want, atol=1e-4)
+
+
+def test_prices_are_cut_into_as_many_buckets_as_the_features_have(history: History) -> None:
+    few = dayzero(history, features=replace(FEATURES, price_buckets=4))
+    assert len(few.vocabulary.price_edges) <= 3
+    assert few.weights["product.price"].shape[0] == 4
+    assert len(dayzero(history, features=FEATURES).vocabulary.price_edges) > 3
