@@ -180,7 +180,8 @@ def _with_card(made: Bundle, earlier: Bundle, history: History, bars: Bars) -> B
     from freshet.model.evaluation.card import make_card
     from freshet.model.evaluation.page import page_of
 
-    measured = make_card(earlier, history, with_ranker=earlier is made, progress=bars.share)
+    same = earlier.cut_ms == made.cut_ms
+    measured = make_card(made if same else earlier, history, with_ranker=same, progress=bars.share)
     lines = history.purchases
     orders = len(np.unique(lines.event[lines.time <= made.cut_ms]))
     of_made = {
