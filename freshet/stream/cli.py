@@ -258,15 +258,24 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option(help="Also what the user bought or viewed, where it is more probable than what is new.")
     ] = False,
+    category: Annotated[
+        str | None, typer.Option(help="Only products with this category anywhere in their path.")
+    ] = None,
     bootstrap: Bootstrap = None,
     redis: RedisUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Products for a user; popular ones, and a note that says so, for a user nobody knows."""
-    from freshet.stream.wiring import open_reader
+    from freshet.stream.query.language import Compare
+    from freshet.stream.query.on_live import open_live
 
-    with open_reader(_settings(bootstrap, redis)) as reader:
-        found = reader.recommend(user, k, exclude_seen=not include_seen)
+    with open_live(_settings(bootstrap, redis)) as live:
+        allowed = None
+        if category is not None:
+            allowed, notes = live.matching(Compare("category", "=", category))
+            for note in notes:
+                typer.echo(note, err=True)
+        found = live.reader.recommend(user, k, not include_seen, allowed)
     if as_json:
         _print_json({"user": user, "source": found.source, "model_version": found.model_version, "items": found.items})
         return

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +26,7 @@ from freshet.stream.kafka import RecordProducer
 from freshet.stream.local import LocalSystem
 from freshet.stream.records import Outgoing
 from freshet.stream.replay import Pace, replay
-from freshet.stream.settings import Settings
+from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import Report
 from freshet.stream.wiring import open_follower, open_store, read_dead_letters, run_verify
 from tests.integration.apache_kafka import ApacheKafka
@@ -176,6 +181,28 @@ def test_a_killed_worker_comes_back_without_loss(system: LocalSystem, bundle: Pa
     assert report.users.compared == 8
     assert report.products.compared >= 12
     assert system.stop_worker() == 0
+
+
+def test_the_reading_commands_read_the_live_system(system: LocalSystem, bundle: Path) -> None:
+    system.start_worker(bundle)
+    version = system.wait_live()["model_version"]
+    publish(system, some_events())
+    system.wait_quiet()
+
+    def said(*words: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "freshet.stream.cli", *words, "--json"]
+        environment = {**os.environ, **as_environment(system.settings)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+        return dict(json.loads(done.stdout))
+
+    every = said("recommend", "u3", "--top", "12", "--include-seen")
+    assert (every["source"], every["model_version"], len(every["items"])) == ("personal", version, 12)
+    some = said("recommend", "u3", "--top", "12", "--include-seen", "--category", "c1")
+    assert sorted(item[0] for item in some["items"]) == ["p1", "p10", "p4", "p7"]
+    assert said("recommend", "u3", "--category", "nothing of the kind")["items"] == []
+    assert said("recommend", "nobody")["source"] == "popular"
+    similar = said("similar", "p1", "--top", "3")
+    assert len(similar["items"]) == 3 and "p1" not in [item[0] for item in similar["items"]]
 
 
 def test_verify_names_what_is_wrong(system: LocalSystem, bundle: Path) -> None:

@@ -15,7 +15,7 @@ from freshet.stream.producer import Producer
 from freshet.stream.query import on_live
 from freshet.stream.query.build import read_query
 from freshet.stream.query.encoded import Prediction
-from freshet.stream.query.language import QueryError
+from freshet.stream.query.language import Compare, QueryError
 from freshet.stream.settings import Settings
 from freshet.stream.topics import TopicSettings
 from tests.unit.query_logs import START_MS
@@ -93,3 +93,6 @@ def test_the_catalogue_is_what_the_topic_holds(
     assert found.price[order[0]] == 3.0
     assert found.category[order[0]] == ("drinks", "tea")
     assert found.brand[order[1]] == "Leaf"
+    assert live.matching(Compare("category", "=", "tea")) == (frozenset({"p1"}), [])
+    none, notes = live.matching(Compare("category", "=", "te"))
+    assert not none and "'te'" in notes[0]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from freshet.reader import Reader
 from freshet.store.columns import ProductColumns
 from freshet.stream import topics
@@ -17,7 +19,7 @@ from freshet.stream.events import Kind
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
 from freshet.stream.query.catalogue import Catalogue
 from freshet.stream.query.encoded import Prediction
-from freshet.stream.query.language import Query
+from freshet.stream.query.language import Condition, Query
 from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_reader, open_store, read_status
 
@@ -41,6 +43,12 @@ class Live:
         log = EventLog(origin["backfill"]) if origin["backfill"] and Path(origin["backfill"]).is_dir() else None
         parts = [] if log is None else [c.products for c in log.columns(until_ms=origin["backfill_until_ms"])]
         return Catalogue.read([*parts, *_published(self.settings)])
+
+    def matching(self, condition: Condition) -> tuple[frozenset[str], list[str]]:
+        """The products that a condition holds for, and notes on what a person may have meant otherwise."""
+        catalogue = self.catalogue()
+        found = frozenset(catalogue.product[i] for i in np.flatnonzero(catalogue.matching(condition)).tolist())
+        return found, catalogue.notes(condition)
 
 
 @contextmanager

@@ -51,10 +51,9 @@ def run_on_live(text: str, settings: Settings, out: Path | None) -> tuple[Query,
     with on_live.open_live(settings) as live:
         allowed, notes = None, list[str]()
         if query.where is not None:
-            catalogue = live.catalogue()
-            rows = np.flatnonzero(catalogue.matching(query.where))
-            allowed = frozenset(catalogue.product[i] for i in rows.tolist())
-            notes = _where_notes(query, catalogue, len(allowed))
+            allowed, notes = live.matching(query.where)
+            if not allowed:
+                notes.append("WHERE holds for no product of the catalogue")
         if query.excluding:
             notes.append("excluded is what the user did lately, as far as Redis holds it")
         users = live.users() if query.users is None else query.users
