@@ -406,6 +406,7 @@ class RecordProducer:
                 now = self._monotonic()
                 give_up = give_up or now + self.settings.delivery_timeout_ms / 1e3
                 if now >= give_up:
+                    self._producer.poll(0)  # its length counts events that wait to be told, too
                     reason = f"{len(self._producer)} records wait to be sent"
                     raise KafkaUnavailable(self.settings.bootstrap, reason) from None
                 self._producer.poll(0.05)
