@@ -37,6 +37,7 @@ from freshet.store.memory_store import MemoryEmbeddingStore
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
 from freshet.stream.modelling import day_ms
+from freshet.stream.ownership import Ownership
 from freshet.stream.records import Record
 from freshet.stream.sink import Sink
 from freshet.stream.updater import Updater
@@ -134,11 +135,11 @@ def cost(log: EventLog, bundle: Bundle, cut_ms: int, window: list[tuple[Kind, in
     """Seconds a user to encode them all (best of three), and ripples an event."""
     graph = GraphStore()
     sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", bundle.model_version,
-                bundle.config.dim, fence=1)  # fmt: skip
+                bundle.config.dim, Ownership.of_all(graph.users), fence=1)  # fmt: skip
     updater = Updater(graph, FrozenTowers(bundle, graph), sink, {kind.value: kind for kind in Kind})
     for columns in log.columns(until_ms=cut_ms):
         updater.absorb(columns)
-    updater.go_live()
+    updater.write_all()
     users = np.arange(len(graph.users), dtype=np.int32)
     taken = []
     for _ in range(3):

@@ -22,6 +22,7 @@ from freshet.store.history import History
 from freshet.store.memory_store import MemoryEmbeddingStore
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.decode import decode_events
+from freshet.stream.ownership import Ownership
 from freshet.stream.records import Record
 from freshet.stream.settings import Settings
 from freshet.stream.sink import Sink
@@ -39,13 +40,16 @@ class Measured:
         self.graph = GraphStore()
         towers = FrozenTowers(bundle, self.graph)
         index = make_index(settings.index, bundle.config.dim)
-        sink = Sink(self.graph, MemoryEmbeddingStore(), index, None, "", bundle.model_version, bundle.config.dim, 1)
+        sink = Sink(
+            self.graph, MemoryEmbeddingStore(), index, None, "", bundle.model_version, bundle.config.dim,
+            Ownership.of_all(self.graph.users), 1,
+        )  # fmt: skip
         self.kinds = {kind.value: kind for kind in KIND_OF.values()}
         self.updater = Updater(self.graph, towers, sink, self.kinds)
         self.shop, self.sent = shop, history
         self.updater.absorb(decode_events(catalogue(shop)))
         self.updater.absorb(decode_events(events(shop, history)))
-        self.updater.go_live()
+        self.updater.write_all()
 
     def run(self, count: int) -> float:
         """Seconds for `count` further events, ripples included."""

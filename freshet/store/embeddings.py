@@ -63,7 +63,7 @@ class NamedBlobs(Protocol):
 
 
 class ServingState(NamedBlobs, Protocol):
-    """Which version readers use, fencing tokens, and the sentinel."""
+    """Which version readers use, fencing tokens, and whether the store is the one it was."""
 
     def current(self) -> str | None:
         """The version that readers should use, `freshet:current`; None before a worker has gone live."""
@@ -80,12 +80,9 @@ class ServingState(NamedBlobs, Protocol):
         """
         ...
 
-    def sentinel(self, model_version: str) -> str | None:
-        """What `set_sentinel` left; None tells that the store has lost its data."""
-        ...
-
-    def set_sentinel(self, model_version: str, text: str) -> None:
-        """Note that this version is whole."""
+    def incarnation(self) -> str:
+        """A text that is another one once the store may have lost data, or stands where it stood before: since then
+        it was started again, or another server took its place. Raises StoreUnavailable."""
         ...
 
 

@@ -464,3 +464,40 @@ def drop_sessions_until(  # type: ignore[no-untyped-def]
         length[u] = n - 1
         dropped += 1
     return dropped
+
+
+@njit(cache=True, nogil=True)
+def place_keys(data, starts, partitions, out):  # type: ignore[no-untyped-def]
+    """The partition of Kafka's default partitioner for n keys; writes `out` [n].
+
+    `data` uint8 holds the keys one after another, key i from `starts[i]` to `starts[i + 1]`. The hash is Kafka's
+    murmur2 (org.apache.kafka.common.utils.Utils), which `stream/topics.py` has for one key in plain Python.
+    """
+    m = np.uint32(0x5BD1E995)
+    for i in range(starts.shape[0] - 1):
+        at = starts[i]
+        size = starts[i + 1] - at
+        h = np.uint32(0x9747B28C) ^ np.uint32(size)
+        whole = at + (size & ~3)
+        while at < whole:
+            k = (
+                np.uint32(data[at])
+                | (np.uint32(data[at + 1]) << np.uint32(8))
+                | (np.uint32(data[at + 2]) << np.uint32(16))
+                | (np.uint32(data[at + 3]) << np.uint32(24))
+            )
+            k = np.uint32(k * m)
+            k = np.uint32((k ^ (k >> np.uint32(24))) * m)
+            h = np.uint32(np.uint32(h * m) ^ k)
+            at += 4
+        rest = starts[i + 1] - whole
+        if rest > 0:
+            if rest > 2:
+                h ^= np.uint32(data[whole + 2]) << np.uint32(16)
+            if rest > 1:
+                h ^= np.uint32(data[whole + 1]) << np.uint32(8)
+            h ^= np.uint32(data[whole])
+            h = np.uint32(h * m)
+        h = np.uint32((h ^ (h >> np.uint32(13))) * m)
+        h ^= h >> np.uint32(15)
+        out[i] = np.int32((h & np.uint32(0x7FFFFFFF)) % np.uint32(partitions))

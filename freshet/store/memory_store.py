@@ -73,7 +73,6 @@ class MemoryServingState:
     def __init__(self) -> None:
         self._current: str | None = None
         self._fence: dict[str, int] = {}
-        self._sentinel: dict[str, str] = {}
         self._blob: dict[str, tuple[str, bytes]] = {}
 
     def current(self) -> str | None:
@@ -89,13 +88,9 @@ class MemoryServingState:
         self._fence[scope] = max(self._fence.get(scope, 0), floor) + 1
         return self._fence[scope]
 
-    def sentinel(self, model_version: str) -> str | None:
-        """See `ServingState.sentinel`."""
-        return self._sentinel.get(model_version)
-
-    def set_sentinel(self, model_version: str, text: str) -> None:
-        """See `ServingState.set_sentinel`."""
-        self._sentinel[model_version] = text
+    def incarnation(self) -> str:
+        """See `ServingState.incarnation`."""
+        return "memory"
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `ServingState.put_blob`."""

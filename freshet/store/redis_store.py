@@ -188,13 +188,9 @@ class RedisStore:
         """See `ServingState.next_fence`."""
         return int(self._attempt(lambda: self._redis.eval(FENCE, 1, self._key(f"fence:{scope}"), floor)))
 
-    def sentinel(self, model_version: str) -> str | None:
-        """See `ServingState.sentinel`."""
-        return self._text(f"{model_version}:sentinel")
-
-    def set_sentinel(self, model_version: str, text: str) -> None:
-        """See `ServingState.set_sentinel`."""
-        self._attempt(lambda: self._redis.set(self._key(f"{model_version}:sentinel"), text))
+    def incarnation(self) -> str:
+        """See `ServingState.incarnation`."""
+        return str(self._attempt(lambda: self._redis.info("server"))["run_id"])
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `NamedBlobs.put_blob`."""

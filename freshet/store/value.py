@@ -50,7 +50,7 @@ class Seq(NamedTuple):
         return Seq(int(found[1]), int(found[2]))
 
 
-@lru_cache(maxsize=64)  # all values of a batch carry the same one
+@lru_cache(maxsize=4096)  # the values of a batch carry one a partition
 def _text(seq: Seq) -> str:
     if not all(0 <= number < 10**SEQ_DIGITS for number in seq):
         raise ValueError(f"{seq} cannot be written: both numbers have to be from 0 to {SEQ_DIGITS} digits")

@@ -7,7 +7,7 @@ write that is repeated, or that comes from a worker that has been replaced, chan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.columns import F32, I32
-from freshet.store.embeddings import EmbeddingStore, ServingState, StoreUnavailable
+from freshet.store.embeddings import EmbeddingStore, NamedBlobs, StoreUnavailable
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
@@ -24,6 +24,7 @@ from freshet.store.packed import PackedNames
 from freshet.store.recent import bought, recent
 from freshet.store.value import Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
+from freshet.stream.ownership import Ownership
 from freshet.stream.records import Outgoing, Record
 
 T = TypeVar("T")
@@ -31,6 +32,12 @@ T = TypeVar("T")
 
 class Fenced(FreshetError):
     """Another worker has taken over; this one must stop."""
+
+    def __init__(self, scope: str, fence: int) -> None:
+        super().__init__(
+            f"the store refused what was written for {scope}: a worker with a newer token than {fence} writes there. "
+            "Another worker runs with the same topics; stop one of the two."
+        )
 
 
 class Stopped(Exception):
@@ -56,7 +63,11 @@ class SinkSettings:
 
 
 class Sink:
-    """Writes embeddings of one model version with the fencing token of one assignment."""
+    """Writes embeddings of one model version: users with the token of their partition, all else with `fence`.
+
+    What the store refuses is another worker's by now: the partition is dropped from `ownership` and noted in
+    `refused` (or `refused_own` for the worker's own token), for the worker to act on after its step.
+    """
 
     def __init__(
         self,
@@ -67,6 +78,7 @@ class Sink:
         changelog_topic: str,
         model_version: str,
         dim: int,
+        ownership: Ownership,
         fence: int,
         settings: SinkSettings | None = None,
         wall: Callable[[], float] = time.time,
@@ -82,8 +94,14 @@ class Sink:
         self.users_topic = users_topic
         self.model_version = model_version
         self.dim = dim
+        self.ownership = ownership
         self.fence = fence
         self.settings = settings or SinkSettings()
+        self.refused: dict[int, int] = {}
+        """Partitions dropped because the store refused a write, with the token that was too old."""
+        self.refused_own = False
+        self.interrupted = False
+        """Whether the store was away since somebody last asked: what it holds is to be looked at."""
         self.unavailable_since: float | None = None
         self._step = 0
         self._packed = PackedNames(graph.products)
@@ -95,10 +113,10 @@ class Sink:
         self._src_partition = np.zeros(0, dtype=np.int32)
         self._src_offset = np.zeros(0, dtype=np.int64)
 
-    def next_seq(self) -> Seq:
-        """A sequence number greater than every one before it."""
+    def next_step(self) -> int:
+        """A number greater than every one before it: the second part of every `seq`."""
         self._step += 1
-        return Seq(self.fence, self._step)
+        return self._step
 
     def note_sources(self, records: Sequence[Record], decoded: Decoded) -> None:
         """Remember, for each user of a batch, the record that named them last."""
@@ -121,23 +139,22 @@ class Sink:
             self._src_offset[user] = record.offset
 
     def write_users(self, users: I32, vectors: F32) -> None:
-        """Write the embeddings [n, dim] of users [n]; returns when they can be read."""
+        """Write the embeddings [n, dim] of users [n], all of them owned; returns when they can be read."""
         if not users.shape[0]:
             return
         self._reserve()
         names = [name or "" for name in self.graph.users.names(users)]
         values = self._values(users, vectors)
-        self._check_taken(names, self.insist(lambda: self.store.upsert(self.model_version, names, values)))
+        self._note_refused(names, self.insist(lambda: self.store.upsert(self.model_version, names, values)))
         self._publish_users(names, values)
 
-    def _check_taken(self, names: Sequence[str], stale: NDArray[np.bool_]) -> None:
-        """Raises Fenced where the store refused a user of `names` [n]; `stale` [n] says which."""
-        if stale.any():
-            first = names[int(np.flatnonzero(stale)[0])]
-            raise Fenced(
-                f"the store refused the embedding of user {first!r}: a worker with a newer token than "
-                f"{self.fence} writes there. Another worker runs with the same topics; stop one of the two."
-            )
+    def _note_refused(self, names: Sequence[str], stale: NDArray[np.bool_]) -> None:
+        """Drop the partitions of the users that the store refused; `stale` [n] says which of `names` [n]."""
+        for place in np.flatnonzero(stale).tolist():
+            partition = self.ownership.of_name(names[place])
+            if partition in self.ownership.fences:
+                self.refused[partition] = self.ownership.fences[partition]
+                self.ownership.drop(partition)
 
     def _publish_users(self, names: Sequence[str], values: Sequence[bytes | None]) -> None:
         """The changelog of users, where it is kept: one record a user is what its contract asks for."""
@@ -146,16 +163,29 @@ class Sink:
                 self.changelog.send(Outgoing(self.users_topic, name.encode(), value))
 
     def forget_users(self, names: Sequence[str]) -> None:
-        """Delete the embeddings of these users."""
-        if names:
-            seq = self.next_seq()
-            self._check_taken(names, self.insist(lambda: self.store.delete(self.model_version, names, seq)))
-            self._publish_users(names, [None] * len(names))
+        """Delete the embeddings of those of these users that are owned."""
+        by_partition: dict[int, list[str]] = {}
+        for name in names:
+            by_partition.setdefault(self.ownership.of_name(name), []).append(name)
+        for partition, mine in by_partition.items():
+            fence = self.ownership.fences.get(partition)
+            if fence is None:
+                continue
+            seq = Seq(fence, self.next_step())
 
-    def forget_strangers(self) -> None:
-        """Delete the embeddings of users that the state does not know: forgotten while no worker ran."""
-        held = self.insist(lambda: list(self.store.user_ids(self.model_version)))
-        self.forget_users([name for name in held if self.graph.users.get(name) is None])
+            def delete(mine: list[str] = mine, seq: Seq = seq) -> NDArray[np.bool_]:
+                return self.store.delete(self.model_version, mine, seq)
+
+            self._note_refused(mine, self.insist(delete))
+            self._publish_users(mine, [None] * len(mine))
+
+    def held_users(self) -> Iterator[str]:
+        """Every user with a value of this version in the store; see `EmbeddingStore.user_ids`."""
+        return self.store.user_ids(self.model_version)
+
+    def forget_strangers(self, names: Iterable[str]) -> None:
+        """Delete the embeddings of those that the state does not know: forgotten while no worker ran."""
+        self.forget_users([name for name in names if self.graph.users.get(name) is None])
 
     def write_products(self, products: I32, vectors: F32) -> None:
         """Put the embeddings [n, dim] of products [n] into the index and the changelog."""
@@ -165,7 +195,7 @@ class Sink:
         self.index.upsert(names, vectors)
         if self.changelog is None:
             return
-        seq, now = self.next_seq(), int(self._wall() * 1e3)
+        seq, now = Seq(self.fence, self.next_step()), int(self._wall() * 1e3)
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         for i, name in enumerate(names):  # one record a product is what the topic's contract asks for
             value = encode_value(rows[i].tobytes(), self.dim, self.model_version, seq, -1, now, None, [])
@@ -181,10 +211,15 @@ class Sink:
             for name in names:
                 self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None))
 
-    def write_blob(self, name: str, blob: bytes, serving: ServingState) -> None:
-        """Write a value of this version that is not a user's: `popular`, `status`."""
-        seq = self.next_seq()
-        self.insist(lambda: serving.put_blob(f"{self.model_version}:{name}", seq, blob))
+    def write_blob(self, name: str, blob: bytes, serving: NamedBlobs, fence: int | None = None) -> bool:
+        """Write a value of this version that is not a user's: `popular`, a status; false where a newer token has.
+
+        `fence` stands in for the worker's own token.
+        """
+        seq = Seq(self.fence if fence is None else fence, self.next_step())
+        taken = self.insist(lambda: serving.put_blob(f"{self.model_version}:{name}", seq, blob))
+        self.refused_own |= fence is None and not taken
+        return taken
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -192,12 +227,14 @@ class Sink:
         seen = recent(self.graph, users, self.settings.recent_max)
         recents = self._packed.recent(seen)
         boughts = self._packed.bought(bought(self.graph, users, self.settings.bought_max))
-        seq, now = self.next_seq(), int(self._wall() * 1e3)
+        step, now = self.next_step(), int(self._wall() * 1e3)
+        fences = self.ownership.fences
+        seqs = [Seq(fences[partition], step) for partition in self.ownership.of(users).tolist()]
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         event_ts = seen.event_time.tolist()
         return [  # each value is a MessagePack map of its own
             encode_packed(
-                rows[i].tobytes(), self.dim, self.model_version, seq, event_ts[i], now, self._src(user),
+                rows[i].tobytes(), self.dim, self.model_version, seqs[i], event_ts[i], now, self._src(user),
                 recents[i], boughts[i],
             )
             for i, user in enumerate(users.tolist())
@@ -224,6 +261,7 @@ class Sink:
             except StoreUnavailable:
                 if self.unavailable_since is None:
                     self.unavailable_since = self._wall()
+                self.interrupted = True
                 if self._should_stop():
                     raise Stopped from None
                 self._sleep(wait_ms / 1e3)

@@ -60,8 +60,9 @@ class Totals:
 class Updater:
     """Keeps the embeddings of one graph up to date.
 
-    Before `go_live`, `absorb` only merges events into the state (a worker that catches up does not show
-    readers the past). Afterwards every `step` ends with the embeddings of its users written.
+    Before `rebuild`, `absorb` only merges events into the state (a worker that catches up does not show
+    readers the past). Afterwards every `step` ends with the embeddings of its users written, as far as they are
+    the sink's to write: users of partitions that are not owned are kept up to date in memory alone.
     """
 
     def __init__(
@@ -98,17 +99,18 @@ class Updater:
         with self._stage("first layer"):
             self.towers.refresh_features(affected.x_users, affected.x_products)
             self.towers.refresh_inner(affected.inner_users, affected.inner_products)
+        users = affected.users[self.sink.ownership.mine(affected.users)]
         with self._stage("encode"):
-            vectors = self.towers.encode_users(affected.users)
+            vectors = self.towers.encode_users(users)
         with self._stage("write"):
-            self.sink.write_users(affected.users, vectors)
+            self.sink.write_users(users, vectors)
             self.sink.forget_users(touched.forgotten_ids)
         with self._stage("new products"):
-            self._write_products(affected.new_products)
+            self.write_products(affected.new_products)
         self.ripples.note(affected, touched, self._monotonic() * 1e3)
         with self._stage("popularity"):
             self.ripples.note_moved(self.towers.levels.move(), self._monotonic() * 1e3)
-        self._count(records, decoded, affected.users.shape[0])
+        self._count(records, decoded, users.shape[0])
         return decoded
 
     def absorb(self, columns: EventColumns) -> None:
@@ -124,22 +126,34 @@ class Updater:
         self._count(records, decoded, 0)
         return decoded
 
-    def go_live(self, progress: Callable[[str, int, int], None] | None = None, rebuild: bool = True) -> None:
-        """Encode and write every user and product; from now on `step` keeps them up to date."""
-        if rebuild:
-            with self._stage("rebuild"):
-                self.towers.rebuild()
-        users = np.arange(len(self.graph.users), dtype=np.int32)
-        products = np.arange(len(self.graph.products), dtype=np.int32)
-        self.sink.forget_strangers()
-        for done in range(0, users.shape[0], WRITE_CHUNK):
-            self._write_users(users[done : done + WRITE_CHUNK])
-            if progress:
-                progress("users", min(done + WRITE_CHUNK, users.shape[0]), users.shape[0])
-        for done in range(0, products.shape[0], WRITE_CHUNK):
-            self._write_products(products[done : done + WRITE_CHUNK])
-            if progress:
-                progress("products", min(done + WRITE_CHUNK, products.shape[0]), products.shape[0])
+    def rebuild(self) -> None:
+        """Bring the caches up to date with the state; from now on `step` keeps them so."""
+        with self._stage("rebuild"):
+            self.towers.rebuild()
+
+    def write_all(self) -> None:
+        """Bring everything up to date and write it."""
+        self.rebuild()
+        self.write_users(np.arange(len(self.graph.users), dtype=np.int32))
+        self.write_products(np.arange(len(self.graph.products), dtype=np.int32))
+
+    def write_users(self, users: I32) -> None:
+        """Encode and write those of these users that are owned and have a name."""
+        users = users[self.sink.ownership.mine(users)]
+        named = np.array([n is not None for n in self.graph.users.names(users)], dtype=np.bool_)
+        known = users[named]
+        self.sink.write_users(known, self.towers.encode_users(known))
+        self.totals.users_written += known.shape[0]
+
+    def write_products(self, products: I32) -> None:
+        """Encode and write these products; those that are withdrawn are removed."""
+        if not products.shape[0]:
+            return
+        withdrawn = self.graph.is_withdrawn(products)
+        self.sink.remove_products(products[withdrawn])
+        offered = products[~withdrawn]
+        self.sink.write_products(offered, self.towers.encode_products(offered))
+        self.totals.products_written += offered.shape[0]
 
     def ripple(self, budget_ms: float, idle: bool = False) -> bool:
         """Work off ripples for about `budget_ms`; returns whether any are left to be worked off now.
@@ -165,7 +179,7 @@ class Updater:
         elif len(ripples.user.due):
             with self._stage("ripple users"):
                 users = ripples.user.due.take(chunk)
-                self._write_users(users)
+                self.write_users(users)
                 self.totals.users_rippled += users.shape[0]
             if not len(ripples.user.due):
                 ripples.user.finish()
@@ -177,7 +191,7 @@ class Updater:
         elif self._items_left:
             with self._stage("ripple products"):
                 self._items_left = max(0, self._items_left - chunk)
-                self._write_products(ripples.item.due.take(chunk))
+                self.write_products(ripples.item.due.take(chunk))
             if not self._items_left:
                 ripples.item.finish()
         elif (ripples.item.sources or len(ripples.item.due)) and self._due("items", self.settings.ripple_items_ms):
@@ -211,26 +225,7 @@ class Updater:
         since = self.ripples.since_ms
         return 0.0 if since is None else self._monotonic() * 1e3 - since
 
-    def rewrite(self) -> None:
-        """Write every embedding again, at once: the store has lost its data."""
-        self.go_live(rebuild=False)
-
     # --- parts ----------------------------------------------------------------------------------
-
-    def _write_users(self, users: I32) -> None:
-        named = np.array([n is not None for n in self.graph.users.names(users)], dtype=np.bool_)
-        known = users[named]
-        self.sink.write_users(known, self.towers.encode_users(known))
-        self.totals.users_written += known.shape[0]
-
-    def _write_products(self, products: I32) -> None:
-        if not products.shape[0]:
-            return
-        withdrawn = self.graph.is_withdrawn(products)
-        self.sink.remove_products(products[withdrawn])
-        offered = products[~withdrawn]
-        self.sink.write_products(offered, self.towers.encode_products(offered))
-        self.totals.products_written += offered.shape[0]
 
     def _count(self, records: Sequence[Record], decoded: Decoded, users: int) -> None:
         totals = self.totals
@@ -247,6 +242,3 @@ class Updater:
         yield
         self.totals.seconds[name] = self.totals.seconds.get(name, 0.0) + self._monotonic() - start
 
-
-WRITE_CHUNK = 2048
-"""Nodes encoded and written at a time when everything is written."""

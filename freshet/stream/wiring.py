@@ -20,6 +20,7 @@ from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
 from freshet.stream.follower import IndexFollower
 from freshet.stream.kafka import KafkaUnavailable, PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.membership import Alone
 from freshet.stream.modelling import day_ms
 from freshet.stream.placement import Placement
 from freshet.stream.producer import Producer
@@ -27,11 +28,16 @@ from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace, Replayed
 from freshet.stream.replay import replay as publish
 from freshet.stream.settings import Settings, from_environment
+from freshet.stream.worker import Origin, Worker
 
 if TYPE_CHECKING:
     from freshet.model.bundle import Bundle
     from freshet.reader import Reader
+    from freshet.store.graph import GraphStore
+    from freshet.store.index import ItemIndex
     from freshet.store.redis_store import RedisStore
+    from freshet.stream.ownership import Ownership
+    from freshet.stream.snapshots import Snapshots
     from freshet.stream.verify import Report
 
 SETTLE_S = 0.3
@@ -83,58 +89,92 @@ def run_worker(
 ) -> None:  # fmt: skip
     """The process `freshet worker`: returns when it was asked to stop and has finished its batch."""
     from freshet.model.bundle import Bundle
-    from freshet.model.frozen import FrozenTowers, encode_fixture
+    from freshet.model.frozen import encode_fixture
     from freshet.store.faiss_index import make_index
-    from freshet.store.graph import GraphStore
-    from freshet.stream.sink import Sink, Stopped
-    from freshet.stream.updater import Updater
-    from freshet.stream.worker import Origin, Worker, partitions_of
+    from freshet.stream.sink import Stopped
 
     bundle = Bundle.load(bundle_path, check_parity=encode_fixture)
     warm_up(bundle)
-    until_ms = day_ms(backfill_until, "--backfill-until")
+    origin = Origin(
+        bundle=str(bundle_path.resolve()),
+        backfill=str(backfill.resolve()) if backfill else None,
+        backfill_until_ms=day_ms(backfill_until, "--backfill-until"),
+        started_ms=int(time.time() * 1e3),
+    )
     log = EventLog(backfill) if backfill else None
+    index = make_index(settings.index, bundle.config.dim)
     with suppress(Stopped):
         counts = wait_for(
             "Kafka", lambda: topics.verify_topics(TopicAdmin(settings.kafka), settings.topics), bars, should_stop
         )
-        store = open_store(settings)
-        fence = wait_for("Redis", lambda: store.next_fence("worker", int(time.time() * 1e3)), bars, should_stop)
-        graph = GraphStore(settings.graph)
-        producer = RecordProducer(settings.kafka)
-        index = make_index(settings.index, bundle.config.dim)
-        sink = Sink(
-            graph, store, index, producer, settings.topics.embeddings_products,
-            bundle.model_version,
-            bundle.config.dim, fence, settings.sink, should_stop=should_stop,
-            users_topic=settings.topics.embeddings_users if settings.topics.publish_users else None,
-        )  # fmt: skip
-        kinds = topics.kinds(settings.topics)
-        updater = Updater(graph, FrozenTowers(bundle, graph), sink, kinds, settings.decode, settings.ripple)
-        origin = Origin(
-            bundle=str(bundle_path.resolve()),
-            backfill=str(backfill.resolve()) if backfill else None,
-            backfill_until_ms=until_ms,
-            started_ms=int(time.time() * 1e3),
-        )
-        consumer = PartitionConsumer(settings.kafka)
-        worker = Worker(
-            graph, updater, sink, store, consumer, producer, settings.topics.deadletter,
-            Placement(counts), origin, settings.worker, settings.popular,
-        )  # fmt: skip
-        try:
+        with worker_of(settings, bundle, index, counts, origin, bars, should_stop) as worker:
             if log is not None:
-                worker.backfill(log.columns(until_ms=until_ms), sum(log.counts.values()), should_stop, bars.update)
-            worker.catch_up(partitions_of(counts), should_stop, bars.update)
-            bars.say(f"live: {len(graph.users)} users, {len(graph.products)} products, fence {fence}")
-            gc.collect()
-            gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
-            worker.run(should_stop)
+                worker.backfill(
+                    log.columns(until_ms=origin.backfill_until_ms), sum(log.counts.values()), should_stop
+                )  # fmt: skip
+            said = False
+            while not should_stop():
+                worker.turn()
+                if not said and worker.state == "live":
+                    said = True
+                    bars.say(f"live: {len(worker.graph.users)} users, {len(worker.graph.products)} products")
+                    gc.collect()
+                    gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
+            worker.stop()
             if index_dir is not None:
                 index.snapshot(index_dir, bundle.model_version)
-        finally:
-            consumer.close()
-            producer.close()
+
+
+@contextmanager
+def worker_of(
+    settings: Settings, bundle: Bundle, index: ItemIndex, counts: Mapping[str, int], origin: Origin, bars: Bars,
+    should_stop: Callable[[], bool],
+) -> Iterator[Worker]:  # fmt: skip
+    """A worker on real servers; its clients are closed afterwards."""
+    from freshet.model.frozen import FrozenTowers
+    from freshet.store.graph import GraphStore
+    from freshet.stream.ownership import Ownership
+    from freshet.stream.sink import Sink
+    from freshet.stream.updater import Updater
+
+    store = open_store(settings)
+    fence = wait_for("Redis", lambda: store.next_fence("worker", int(time.time() * 1e3)), bars, should_stop)
+    graph = GraphStore(settings.graph)
+    producer = RecordProducer(settings.kafka)
+    consumer = PartitionConsumer(settings.kafka)
+    partitions = counts[settings.topics.view]
+    ownership = Ownership(graph.users, partitions)
+    sink = Sink(
+        graph, store, index, producer, settings.topics.embeddings_products, bundle.model_version, bundle.config.dim,
+        ownership, fence, settings.sink, should_stop=should_stop,
+        users_topic=settings.topics.embeddings_users if settings.topics.publish_users else None,
+    )  # fmt: skip
+    updater = Updater(
+        graph, FrozenTowers(bundle, graph), sink, topics.kinds(settings.topics), settings.decode, settings.ripple
+    )
+    try:
+        yield Worker(
+            graph, updater, sink, store, consumer, producer, Alone(partitions, consumer), settings.topics, counts,
+            origin, settings.worker, settings.popular, _snapshots(settings, graph, ownership, bundle.model_version),
+            progress=bars.update,
+        )  # fmt: skip
+    finally:
+        consumer.close()
+        producer.close()
+
+
+def _snapshots(settings: Settings, graph: GraphStore, ownership: Ownership, model_version: str) -> Snapshots | None:
+    """What takes and reads snapshots, where a place for them is set."""
+    if getattr(settings, "snapshot", None) is None or settings.snapshot.place is None:
+        return None
+    from freshet.store.snapshot_places import open_place
+    from freshet.stream.snapshots import Snapshots
+
+    ids = TopicAdmin(settings.kafka).topic_ids(settings.topics.inputs)
+    return Snapshots(
+        graph, ownership, open_place(settings.snapshot.place), settings.snapshot, model_version,
+        {topic: there or "" for topic, there in ids.items()},
+    )  # fmt: skip
 
 
 def warm_up(bundle: Bundle) -> None:
@@ -149,6 +189,7 @@ def warm_up(bundle: Bundle) -> None:
     from freshet.store.memory_store import MemoryEmbeddingStore
     from freshet.stream.codec import encode, encode_record_key
     from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
+    from freshet.stream.ownership import Ownership
     from freshet.stream.records import Record
     from freshet.stream.sink import Sink
     from freshet.stream.updater import Updater
@@ -165,7 +206,8 @@ def warm_up(bundle: Bundle) -> None:
     kinds = (Kind.PRODUCT, Kind.PROFILE, Kind.VIEW, Kind.PURCHASE, Kind.SESSION, Kind.PROFILE)
     graph = GraphStore()
     thin = bundle.thin(["p1", "p2"])
-    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim), None, "", "", bundle.config.dim, 1)
+    index, owned = MemoryItemIndex(bundle.config.dim), Ownership.of_all(graph.users)
+    sink = Sink(graph, MemoryEmbeddingStore(), index, None, "", "", bundle.config.dim, owned, 1)
     updater = Updater(graph, FrozenTowers(thin, graph), sink, {kind.value: kind for kind in Kind})
     for kind, event in zip(kinds, events, strict=True):
         updater.step([Record(kind.value, 0, 0, at, encode_record_key(event), encode(event))])

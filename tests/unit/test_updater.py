@@ -17,8 +17,9 @@ from freshet.store.memory_store import MemoryEmbeddingStore
 from freshet.store.value import decode_value
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.events import Event, Kind, Line, Product, Profile, Purchase, View
+from freshet.stream.ownership import Ownership
 from freshet.stream.records import Outgoing, Record
-from freshet.stream.sink import Fenced, Sink, Stopped
+from freshet.stream.sink import Sink, Stopped
 from freshet.stream.updater import RippleSettings, Updater
 from tests.random_bundle import random_bundle
 
@@ -48,12 +49,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def updater(clock: Clock, store: object | None = None, **sink: object) -> Updater:
+def updater(clock: Clock, store: object | None = None, fence: int = 5, **sink: object) -> Updater:
     bundle = random_bundle(config=READS, products=("p1", "p2", "p3"))
     graph = GraphStore()
     made = Sink(
         graph, store or MemoryEmbeddingStore(), MemoryItemIndex(READS.dim), None, "", bundle.model_version, READS.dim,
-        fence=5, sleep=lambda s: None, **sink,
+        Ownership.of_all(graph.users, fence), fence, sleep=lambda s: None, **sink,
     )  # type: ignore[arg-type]  # fmt: skip
     kinds = {kind.value: kind for kind in Kind}
     return Updater(graph, FrozenTowers(bundle, graph), made, kinds, settings=RippleSettings(), monotonic=clock)
@@ -179,35 +180,49 @@ def test_waiting_for_a_store_ends_when_the_worker_is_to_stop(clock: Clock) -> No
         made.step(records(View("v1", "u1", "p1", NOW)))
 
 
-def test_a_worker_with_an_older_token_is_fenced(clock: Clock) -> None:
+def two_workers(clock: Clock) -> tuple[MemoryEmbeddingStore, Updater, Updater]:
+    """A store, a worker that owns its partition, and one that has lost it without knowing."""
     store = MemoryEmbeddingStore()
-    newer, older = updater(clock, store), updater(clock, store)
-    newer.sink.fence = 6
+    return store, updater(clock, store, fence=6), updater(clock, store)
+
+
+def test_a_worker_with_an_older_token_is_refused_and_writes_there_no_more(clock: Clock) -> None:
+    store, newer, older = two_workers(clock)
     newer.step(records(View("v1", "u1", "p1", NOW)))
-    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
-        older.step(records(View("v2", "u1", "p2", NOW)))
+    mine = store.get(newer.sink.model_version, ["u1"])
+    older.step(records(View("v2", "u1", "p2", NOW)))
+    assert older.sink.refused == {0: 5}
+    older.step(records(View("v3", "u9", "p2", NOW)))
+    assert store.get(newer.sink.model_version, ["u1", "u9"]) == [*mine, None]
 
 
 def test_a_worker_with_an_older_token_does_not_bring_a_forgotten_user_back(clock: Clock) -> None:
-    store = MemoryEmbeddingStore()
-    newer, older = updater(clock, store), updater(clock, store)
-    newer.sink.fence = 6
+    store, newer, older = two_workers(clock)
     for each in (older, newer):
         each.step(records(View("v1", "u1", "p1", NOW)))
     newer.step(records(Profile("u1", NOW + 1, forgotten=True)))
-    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
-        older.step(records(View("v2", "u1", "p2", NOW)))
+    older.step(records(View("v2", "u1", "p2", NOW)))
+    assert older.sink.refused == {0: 5}
     assert store.get(newer.sink.model_version, ["u1"]) == [None]
 
 
 def test_a_worker_with_an_older_token_does_not_forget_a_user_who_came_back(clock: Clock) -> None:
-    store = MemoryEmbeddingStore()
-    newer, older = updater(clock, store), updater(clock, store)
-    newer.sink.fence = 6
+    _, newer, older = two_workers(clock)
     newer.step(records(View("v1", "u1", "p1", NOW + 2)))
-    with pytest.raises(Fenced, match=r"'u1'.*newer token than 5"):
-        older.step(records(Profile("u1", NOW + 1, forgotten=True)))
+    older.step(records(Profile("u1", NOW + 1, forgotten=True)))
+    assert older.sink.refused == {0: 5}
     assert vector(newer, "u1").shape == (8,)
+
+
+def test_users_of_partitions_that_are_not_owned_are_kept_up_to_date_and_not_written(clock: Clock) -> None:
+    made = updater(clock)
+    made.sink.ownership.drop(0)
+    made.step(records(View("v1", "u1", "p1", NOW)))
+    made.drain()
+    assert made.sink.store.get(made.sink.model_version, ["u1"]) == [None]
+    made.sink.ownership.grant(0, 7)
+    made.write_users(made.sink.ownership.members(0))
+    assert decode_value(made.sink.store.get(made.sink.model_version, ["u1"])[0] or b"").seq.fence == 7
 
 
 def test_a_rejected_record_does_not_hold_up_the_others(clock: Clock) -> None:

@@ -11,14 +11,18 @@ from freshet.model.frozen import FrozenTowers
 from freshet.store.graph import GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.events import Kind, View
+from freshet.stream.freshness import Freshness
 from freshet.stream.kafka import KafkaError
-from freshet.stream.placement import Placement
+from freshet.stream.membership import Alone
+from freshet.stream.ownership import Ownership
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.sink import Sink
+from freshet.stream.topics import TopicSettings
 from freshet.stream.updater import Updater
-from freshet.stream.worker import Freshness, Origin, Worker
+from freshet.stream.worker import Origin, Worker
 from tests.random_bundle import random_bundle
 
 NOW = 1_700_000_000_000
@@ -38,13 +42,14 @@ class Broker:
         self.open = 0
 
     def watermarks(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
-        return {PLACE: (0, len(self.log))}
+        return {place: (0, len(self.log) if place == PLACE else 0) for place in places}
 
     def committed(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return dict(self.commits[-1]) if self.commits else {}
 
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
         self.at = positions[PLACE]
+        self.assigned = dict(positions)
 
     def poll(self, records_max: int = 0, timeout_s: float | None = None) -> list[Record]:
         part = self.log[self.at :]
@@ -69,15 +74,31 @@ class Broker:
         self.log.append(Record("view", 0, len(self.log), NOW + 10, encode_record_key(event), raw))
 
 
+TOPICS = TopicSettings(view="view", purchase="purchase", session="session", products="product", profiles="profile")
+COUNTS = dict.fromkeys(TOPICS.inputs, 1)
+
+
 def worker(broker: Broker) -> Worker:
     bundle = random_bundle()
     graph, state = GraphStore(), MemoryServingState()
     producer = Producer(broker)
-    sink = Sink(graph, MemoryEmbeddingStore(), MemoryItemIndex(16), producer, "items", bundle.model_version, 16, 1)
-    updater = Updater(graph, FrozenTowers(bundle, graph), sink, {kind.value: kind for kind in Kind})
+    owned = Ownership(graph.users, 1)
+    sink = Sink(
+        graph, MemoryEmbeddingStore(), MemoryItemIndex(16), producer, "items", bundle.model_version, 16, owned, 1
+    )
+    updater = Updater(graph, FrozenTowers(bundle, graph), sink, topics.kinds(TOPICS))
     return Worker(
-        graph, updater, sink, state, broker, producer, "dead", Placement({"view": 1}), Origin(),  # type: ignore[arg-type]
+        graph, updater, sink, state, broker, producer, Alone(1, broker), TOPICS, COUNTS, Origin(),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def live(made: Worker) -> Worker:
+    """The worker once it has caught up and written everything."""
+    for _ in range(20):
+        made.turn()
+        if made.state == "live":
+            return made
+    raise AssertionError(made.state)
 
 
 class Producer:
@@ -110,39 +131,39 @@ def test_what_is_there_at_the_start_is_served_only_when_all_of_it_is_known() -> 
     broker.view("u1", "p2")
     made = worker(broker)
     assert made.serving.current() is None
-    made.catch_up([PLACE], lambda: False)
+    live(made)
     assert made.serving.current() == made.sink.model_version
     assert made.state == "live"
     assert made.sink.store.get(made.sink.model_version, ["u1"]) != [None]
-    assert made.positions == {PLACE: 2}
+    assert made.positions[PLACE] == 2
 
 
 def test_offsets_are_committed_after_what_they_cover_was_delivered() -> None:
     broker = Broker()
     made = worker(broker)
-    made.catch_up([PLACE], lambda: False)
+    live(made)
     broker.view("u1", "p1")
     broker.open = 2
     made.turn()
-    assert broker.commits == []
+    assert not any(commit[PLACE] for commit in broker.commits)
     broker.open = 0
     made._next.clear()
     made.turn()
-    assert broker.commits == [{PLACE: 1}]
+    assert [commit[PLACE] for commit in broker.commits][-1] == 1
 
 
 def test_a_dead_letter_that_could_not_be_delivered_stops_the_worker_before_the_commit() -> None:
     broker = Broker()
     made = worker(broker)
-    made.catch_up([PLACE], lambda: False)
+    live(made)
     broker.view("u1", "p1", value=b"{")
     broker.open = 1
     made.turn()
-    assert [record.topic for record in broker.sent] == ["dead"]
+    assert [record.topic for record in broker.sent if record.topic != "items"] == [TOPICS.deadletter]
     broker.failures, broker.open = 1, 0
     with pytest.raises(KafkaError, match=r"1 records .* could not be delivered: no leader"):
         made.commit()
-    assert broker.commits == []
+    assert not any(commit[PLACE] for commit in broker.commits)
 
 
 def test_what_an_earlier_run_dead_lettered_is_not_dead_lettered_again() -> None:
@@ -151,8 +172,8 @@ def test_what_an_earlier_run_dead_lettered_is_not_dead_lettered_again() -> None:
     broker.view("u1", "p1", value=b"[")
     broker.commits.append({PLACE: 1})
     made = worker(broker)
-    made.catch_up([PLACE], lambda: False)
-    letters = [record for record in broker.sent if record.topic == "dead"]
+    live(made)
+    letters = [record for record in broker.sent if record.topic == TOPICS.deadletter]
     assert [record.value for record in letters] == [b"["]
 
 
@@ -160,9 +181,10 @@ def test_lost_redis_is_written_again_and_pointed_to() -> None:
     broker = Broker()
     broker.view("u1", "p1")
     made = worker(broker)
-    made.catch_up([PLACE], lambda: False)
+    live(made)
     made.sink.store, made.serving = MemoryEmbeddingStore(), MemoryServingState()
-    made.check_sentinel()
+    made.check_store()
+    live(made)
     assert made.serving.current() == made.sink.model_version
     assert made.sink.store.get(made.sink.model_version, ["u1"]) != [None]
 

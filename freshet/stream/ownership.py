@@ -1,0 +1,77 @@
+"""Which users a worker may write: the partitions it owns, each with the fencing token of its assignment."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from freshet.store import kernels
+from freshet.store.columns import I32, Bool
+from freshet.store.ids import IdMap
+from freshet.store.lists import grown
+from freshet.stream.topics import partition_of
+
+UNKNOWN = -1
+"""Partition of a user whose name was dropped before anybody asked."""
+
+
+class Ownership:
+    """Partitions of users, and which of them are owned. A partition is owned from `grant` to `drop`."""
+
+    def __init__(self, users: IdMap, partitions: int) -> None:
+        self.partitions = partitions
+        self.fences: dict[int, int] = {}
+        self._users = users
+        self._partition: I32 = np.zeros(0, dtype=np.int32)
+        self._placed = 0
+        self._owned: Bool = np.zeros(partitions + 1, dtype=np.bool_)  # one more, for UNKNOWN
+
+    @classmethod
+    def of_all(cls, users: IdMap, fence: int = 1) -> Ownership:
+        """Of a single partition that holds every user, granted already."""
+        alone = cls(users, 1)
+        alone.grant(0, fence)
+        return alone
+
+    def grant(self, partition: int, fence: int) -> None:
+        """Own a partition: its users are written with this token from now on."""
+        self.fences[partition] = fence
+        self._owned[partition] = True
+
+    def drop(self, partition: int) -> None:
+        """Own a partition no more: nothing of its users is written."""
+        self.fences.pop(partition, None)
+        self._owned[partition] = False
+
+    def of(self, users: I32) -> I32:
+        """The partition of each user, [n] int32."""
+        if self._placed < len(self._users):
+            self._place_new()
+        return self._partition[users]
+
+    def of_name(self, user_id: str) -> int:
+        """The partition of a user that need not be known."""
+        return partition_of(user_id.encode(), self.partitions)
+
+    def mine(self, users: I32) -> Bool:
+        """[n] bool: who is on a partition that is owned."""
+        return self._owned[self.of(users)]
+
+    def members(self, partition: int) -> I32:
+        """Every user of a partition that has a name."""
+        everybody = np.arange(len(self._users), dtype=np.int32)
+        here = everybody[self.of(everybody) == partition]
+        named = np.array([name is not None for name in self._users.names(here)], dtype=np.bool_)
+        found: I32 = here[named]
+        return found
+
+    def _place_new(self) -> None:
+        new = np.arange(self._placed, len(self._users), dtype=np.int32)
+        self._partition = grown(self._partition, len(self._users), UNKNOWN)
+        names = self._users.names(new)
+        raw = [b"" if name is None else name.encode() for name in names]
+        starts = np.zeros(len(raw) + 1, dtype=np.int64)
+        np.cumsum([len(r) for r in raw], out=starts[1:])
+        kernels.place_keys(np.frombuffer(b"".join(raw), dtype=np.uint8), starts, self.partitions, self._partition[new[0] :])
+        nameless = new[np.array([name is None for name in names], dtype=np.bool_)]
+        self._partition[nameless] = UNKNOWN
+        self._placed = len(self._users)

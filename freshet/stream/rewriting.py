@@ -1,0 +1,103 @@
+"""What is to be written again from memory, behind fresh updates: all of a scope, after a takeover or a loss.
+
+A scope is a part of what is served that is written and noted as whole by itself: `users-3`, the users of partition 3,
+or `items`, all products.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import msgspec
+
+from freshet.store.columns import I32
+
+ITEMS = "items"
+
+
+def users_scope(partition: int) -> str:
+    """The scope of the users of a partition."""
+    return f"users-{partition}"
+
+
+def partition_in(scope: str) -> int:
+    """The inverse of `users_scope`."""
+    return int(scope.removeprefix("users-"))
+
+
+def says_whole(sentinel: bytes | None) -> bool:
+    """Whether a scope's sentinel, of whatever worker, says that all of it is in the store."""
+    try:
+        return sentinel is not None and msgspec.json.decode(sentinel).get("whole") is True
+    except (msgspec.MsgspecError, AttributeError):
+        return False
+
+
+@dataclass
+class _Task:
+    scope: str
+    nodes: I32
+    done: int = 0
+
+
+class Rewrites:
+    """Scopes that wait to be written again, one after another, each in chunks.
+
+    `names` that the store holds and that are to be compared with the state are worked off last.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: deque[_Task] = deque()
+        self._names: Iterator[str] | None = None
+        self.total = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks) or self._names is not None
+
+    @property
+    def waiting(self) -> int:
+        """Nodes that wait."""
+        return sum(task.nodes.shape[0] - task.done for task in self._tasks)
+
+    @property
+    def scopes(self) -> set[str]:
+        """Scopes that are not whole yet."""
+        return {task.scope for task in self._tasks}
+
+    def add(self, scope: str, nodes: I32) -> None:
+        """Write these nodes again; a scope that waits already begins anew."""
+        self.drop(scope)
+        self._tasks.append(_Task(scope, nodes))
+        self.total = self.waiting
+
+    def drop(self, scope: str) -> None:
+        """Forget about a scope."""
+        self._tasks = deque(task for task in self._tasks if task.scope != scope)
+
+    def compare(self, names: Iterator[str]) -> None:
+        """Have these names compared with the state when all is written."""
+        self._names = names
+
+    def take(self, count: int) -> tuple[str, I32, bool] | None:
+        """The next at most `count` nodes of one scope, and whether they are its last; None when all is written."""
+        if not self._tasks:
+            return None
+        task = self._tasks[0]
+        nodes = task.nodes[task.done : task.done + count]
+        task.done += nodes.shape[0]
+        last = task.done >= task.nodes.shape[0]
+        if last:
+            self._tasks.popleft()
+        return task.scope, nodes, last
+
+    def take_names(self, count: int) -> list[str]:
+        """The next names to compare; none when they are done with."""
+        if self._names is None:
+            return []
+        found = list(islice(self._names, count))
+        if not found:
+            self._names = None
+        return found

@@ -1,0 +1,289 @@
+"""Snapshots of a running worker: taken scope by scope beside the stream, and read when a scope is gained.
+
+The offsets that a snapshot is complete up to are noted first; rows are copied afterwards, some between two turns
+of the stream. They may hold what came later, which does no harm: state is a join-semilattice, and what came later is
+applied again (`docs/decisions/snapshots.md`). A snapshot is put in place only when its offsets have been committed,
+that is, when the dead letters of what it covers have been delivered: nobody reads those records again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+from freshet.errors import FreshetError
+from freshet.store.columns import I32, Bool
+from freshet.store.graph import GraphStore
+from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
+from freshet.store.snapshot_file import SnapshotWriter
+from freshet.store.snapshot_places import SnapshotPlace, SnapshotSettings, newest_valid, retain, snapshot_name
+from freshet.stream.membership import TopicPartition
+from freshet.stream.ownership import Ownership
+from freshet.stream.rewriting import ITEMS
+
+logger = logging.getLogger("freshet.snapshots")
+
+END, ABANDON = "end", "abandon"
+Step = Part | str
+QUEUED_MAX = 8
+"""Parts that may wait for the disk; the next one is not copied before there is room."""
+
+
+class Writing(Protocol):
+    """A snapshot on its way to its place."""
+
+    def put(self, step: Step) -> None:
+        """Write a part, or END, or ABANDON."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether nothing more should be put for now."""
+        ...
+
+    def result(self) -> BaseException | bool | None:
+        """True once it is in place, the error where it failed, None while it is under way."""
+        ...
+
+
+def written(place: SnapshotPlace, name: str, head: SnapshotHead) -> Generator[None, Step, None]:
+    """Writes what it is sent; returns after END, when the snapshot is in place."""
+    with place.write(name) as file:
+        writer = SnapshotWriter(file)
+        while (step := (yield)) != END:
+            if isinstance(step, str):
+                raise Abandoned
+            writer.write_part(step)
+        writer.finish(head)
+
+
+class Abandoned(Exception):
+    """A snapshot was given up: its scope went to another worker, or the process ends."""
+
+
+class InTurn:
+    """Writes at once, in the caller's thread."""
+
+    def __init__(self, steps: Generator[None, Step, None]) -> None:
+        self._steps = steps
+        self._result: BaseException | bool | None = None
+        self._advance(lambda: next(steps))
+
+    def put(self, step: Step) -> None:
+        """See `Writing.put`."""
+        if self._result is None:
+            self._advance(lambda: self._steps.send(step))
+
+    def busy(self) -> bool:
+        """See `Writing.busy`."""
+        return False
+
+    def result(self) -> BaseException | bool | None:
+        """See `Writing.result`."""
+        return self._result
+
+    def _advance(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except StopIteration:
+            self._result = True
+        except (OSError, FreshetError, Abandoned) as e:
+            self._result = e
+
+
+class InBackground:
+    """Writes in a thread of its own: checksums and the disk leave the stream alone."""
+
+    def __init__(self, steps: Generator[None, Step, None]) -> None:
+        self._steps = steps
+        self._queue: SimpleQueue[Step] = SimpleQueue()
+        self._result: BaseException | bool | None = None
+        threading.Thread(target=self._run, name="freshet-snapshot", daemon=True).start()
+
+    def put(self, step: Step) -> None:
+        """See `Writing.put`."""
+        self._queue.put(step)
+
+    def busy(self) -> bool:
+        """See `Writing.busy`."""
+        return self._result is None and self._queue.qsize() >= QUEUED_MAX
+
+    def result(self) -> BaseException | bool | None:
+        """See `Writing.result`."""
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            next(self._steps)
+            while True:
+                self._steps.send(self._queue.get())
+        except StopIteration:
+            self._result = True
+        except BaseException as e:  # whatever it is, the worker is told
+            self._result = e
+
+
+@dataclass
+class _Running:
+    head: SnapshotHead
+    name: str
+    parts: Iterator[Part]
+    writing: Writing
+    copied: bool = False
+    ended: bool = False
+
+
+class Snapshots:
+    """Takes snapshots of the scopes it is told of, one after another, every `interval_s`; and reads them."""
+
+    def __init__(
+        self,
+        graph: GraphStore,
+        ownership: Ownership,
+        place: SnapshotPlace,
+        settings: SnapshotSettings,
+        model_version: str,
+        topic_ids: Mapping[str, str],
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        begin: Callable[[Generator[None, Step, None]], Writing] = InBackground,
+        token: Callable[[], str] = lambda: secrets.token_hex(4),
+    ) -> None:
+        self.graph = graph
+        self.ownership = ownership
+        self.place = place
+        self.settings = settings
+        self.model_version = model_version
+        self.topic_ids = dict(topic_ids)
+        self.taken = 0
+        self.error: str | None = None
+        self.pause_ms_max = 0.0
+        self._wall, self._monotonic = wall, monotonic
+        self._begin, self._token = begin, token
+        self._running: _Running | None = None
+        self._due: list[str] = []
+        self._round_at = monotonic() + settings.interval_s
+        self._last: dict[str, dict[TopicPartition, int]] = {}
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def load(self, scope: str) -> dict[TopicPartition, int]:
+        """Merge the newest usable snapshot of a scope into the graph; the offsets it is complete up to.
+
+        Empty where there is none. Damaged ones, and those of topics made anew, are named in the log and passed over.
+        """
+        found = newest_valid(self.place, scope, logger.warning, self._fits)
+        if found is None:
+            return {}
+        name, reader = found
+        with reader:
+            absorb(self.graph, reader.head, reader.parts())
+        logger.info("snapshot %s loaded", name)
+        self._last[scope] = dict(reader.head.positions)
+        return dict(reader.head.positions)
+
+    def _fits(self, head: SnapshotHead) -> str | None:
+        """Why a snapshot cannot be used with these topics, if it cannot."""
+        for topic, there in head.topic_ids.items():
+            here = self.topic_ids.get(topic, "")
+            if here and there and here != there:
+                return f"the topic {topic} was made anew since (it had the id {there} and has {here})"
+        return None
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def turn(
+        self, scopes: Mapping[str, Mapping[TopicPartition, int]], committed: Mapping[TopicPartition, int]
+    ) -> None:
+        """A little of whatever is due. `scopes`: those that are whole, each with its next offsets; `committed`: the
+        next offsets that have been committed."""
+        if self._running is None:
+            self._start_next(scopes)
+            return
+        running = self._running
+        if running.head.scope not in scopes:
+            self.abandon()
+        elif (result := running.writing.result()) is not None:
+            self._finish(running, result)
+        elif not running.copied:
+            self._copy(running)
+        elif not running.ended and all(committed.get(tp, -1) >= at for tp, at in running.head.positions.items()):
+            running.writing.put(END)
+            running.ended = True
+
+    def all_now(self) -> None:
+        """Begin a round now."""
+        self._round_at = self._monotonic()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or due."""
+        return self._running is None and not self._due and self._monotonic() < self._round_at
+
+    def abandon(self) -> None:
+        """Give up the snapshot under way, if there is one; nothing of it is left."""
+        if self._running is not None and not self._running.ended:
+            self._running.writing.put(ABANDON)
+        self._running = None
+
+    def _start_next(self, scopes: Mapping[str, Mapping[TopicPartition, int]]) -> None:
+        if not self._due and self._monotonic() >= self._round_at:
+            self._round_at = self._monotonic() + self.settings.interval_s
+            self._due = sorted(scopes)
+        while self._due:
+            scope = self._due.pop(0)
+            if scope in scopes and dict(scopes[scope]) != self._last.get(scope):
+                self._start(scope, dict(scopes[scope]))
+                return
+
+    def _start(self, scope: str, positions: dict[TopicPartition, int]) -> None:
+        topics = {topic: self.topic_ids.get(topic, "") for topic, _ in positions}
+        head = SnapshotHead(
+            scope, positions, int(self._wall() * 1e3), self.graph.limits, self.model_version, topics
+        )  # fmt: skip
+        name = snapshot_name(head, self._token())
+        users: Callable[[I32], Bool] | None = None
+        if scope != ITEMS:
+            partition = int(scope.removeprefix("users-"))
+
+            def users(numbers: I32) -> Bool:
+                here: Bool = self.ownership.of(numbers) == partition
+                return here
+
+        copied = parts(
+            self.graph, users, all_of if scope == ITEMS else None, self.settings.entries_per_part
+        )  # fmt: skip
+        self._running = _Running(head, name, copied, self._begin(written(self.place, name, head)))
+
+    def _copy(self, running: _Running) -> None:
+        if running.writing.busy():
+            return
+        start = self._monotonic()
+        part = next(running.parts, None)
+        self.pause_ms_max = max(self.pause_ms_max, (self._monotonic() - start) * 1e3)
+        if part is None:
+            running.copied = True
+        else:
+            running.writing.put(part)
+
+    def _finish(self, running: _Running, result: BaseException | bool) -> None:
+        self._running = None
+        if result is not True:
+            self.error = f"snapshot {running.name} could not be written: {result}"
+            logger.warning("%s; the stream goes on, and it is tried again in %g s", self.error, self.settings.interval_s)
+            return
+        self.taken += 1
+        self.error = None
+        self._last[running.head.scope] = dict(running.head.positions)
+        retain(self.place, running.head.scope, self.settings.keep)
+
+
+def all_of(numbers: I32) -> Bool:
+    """[n] bool, all true."""
+    everything: Bool = numbers >= 0
+    return everything
