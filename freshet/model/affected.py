@@ -109,9 +109,11 @@ class Ripples:
     `due_inner_*` nodes whose first-layer states read one of those.
     """
 
-    def __init__(self, graph: GraphStore, config: TowerConfig) -> None:
+    def __init__(self, graph: GraphStore, config: TowerConfig, users: bool = True, items: bool = True) -> None:
+        """Without `users` or `items` the embeddings of these are written elsewhere, and nothing is collected."""
         self.graph = graph
         self.config = config
+        self._users, self._items = users, items
         self.user, self.item = Wave(), Wave()
         self.changed_x = DirtySet()
         self.due_inner_users, self.due_inner_products = DirtySet(), DirtySet()
@@ -129,7 +131,10 @@ class Ripples:
         self.reserve()
         self.changed_x.add(touched.products_x)
         self.note_inner(done.inner_users, done.inner_products, now_ms)
-        self.user.note_sources(NO_NODES, touched.products_x, now_ms)
+        if self._users:
+            self.user.note_sources(NO_NODES, touched.products_x, now_ms)
+        if not self._items:
+            return
         self.item.due.add(touched.rows(*self.config.item.outer))
         if self.config.popularity is not None:
             self.item.due.add(touched.rows("purchased_by", "viewed_by"))
@@ -137,7 +142,7 @@ class Ripples:
 
     def note_moved(self, products: I32, now_ms: float) -> None:
         """A tick moved the popularity of these products."""
-        if self.config.popularity is None:
+        if self.config.popularity is None or not self._items:
             return
         self.reserve()
         self.item.due.add(products)
@@ -145,8 +150,16 @@ class Ripples:
 
     def note_inner(self, users: I32, products: I32, now_ms: float) -> None:
         """First-layer states were recomputed: their readers, and the products themselves, are stale."""
+        if self._users:
+            self.user.note_sources(NO_NODES, products, now_ms)
+        if self._items:
+            self.item.note_sources(users, products, now_ms)
+
+    def note_given(self, products: I32, now_ms: float) -> None:
+        """Another worker told the states of these products: whoever reads them, or their features, is stale."""
+        self.reserve()
+        self.changed_x.add(products)
         self.user.note_sources(NO_NODES, products, now_ms)
-        self.item.note_sources(users, products, now_ms)
 
     @property
     def user_sources(self) -> int:

@@ -23,7 +23,7 @@ from freshet.model.features import (
     user_codes,
 )
 from freshet.store import kernels
-from freshet.store.columns import F32, I32
+from freshet.store.columns import F32, I32, Bool
 from freshet.store.graph import GraphStore
 from freshet.store.lists import Block, Gather, NeighborLists, grown
 from freshet.store.popularity import Levels, PopularityConfig
@@ -85,6 +85,8 @@ class FrozenTowers:
             place: Layer(bundle.weights, f"{place[0]}.{place[1]}", place[2], self.config.reads(*place))
             for place in LAYERS
         }
+        self._given: Bool = np.zeros(0, dtype=np.bool_)
+        """Products whose states another worker computes."""
         self._device_names = 0
         self._device_embedding = empty
         self.rebuild()
@@ -106,7 +108,7 @@ class FrozenTowers:
         for part in _chunks(users):
             codes = user_codes(self.graph.user_attributes.take(part), features, self.bundle.vocabulary)
             self.x_user[part] = embed_users(weights, codes)
-        for part in _chunks(products):
+        for part in _chunks(self._not_given(products)):
             ids = self.graph.products.names(part)
             attributes = self.graph.product_attributes.take(part)
             codes_p = product_codes(ids, attributes, features, self.bundle.vocabulary)
@@ -115,15 +117,30 @@ class FrozenTowers:
     def refresh_inner(self, users: I32, products: I32) -> None:
         """Recompute the first-layer states of these nodes, in every tower that reads them."""
         self._reserve()
-        for part in _chunks(products):
+        for part in _chunks(self._not_given(products)):
             blocks: dict[tuple[str, Gather], Block] = {}
             self.inner_user_product[part] = self._inner("user", "product", part, blocks)
             self.inner_item_product[part] = self._inner("item", "product", part, blocks)
         for part in _chunks(users):
             self.inner_item_user[part] = self._inner("item", "user", part, {})
 
+    def states(self, products: I32) -> tuple[F32, F32]:
+        """What user embeddings read of these products: feature vectors and first-layer states, [n, dim] each."""
+        return self.x_product[products], self.inner_user_product[products]
+
+    def give_states(self, products: I32, x: F32, inner: F32) -> None:
+        """Take the `states` of products [n] from another worker; they are not computed here any more."""
+        self._reserve()
+        self.x_product[products] = x
+        self.inner_user_product[products] = inner
+        self._given[products] = True
+
+    def _not_given(self, products: I32) -> I32:
+        return products[~self._given[products]] if products.shape[0] else products
+
     def _reserve(self) -> None:
         users, products = len(self.graph.users), len(self.graph.products)
+        self._given = grown(self._given, products, False)
         self.x_user = grown(self.x_user, users)
         self.inner_item_user = grown(self.inner_item_user, users)
         self.x_product = grown(self.x_product, products)

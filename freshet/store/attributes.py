@@ -15,6 +15,9 @@ NEVER_MS = -1
 """Time of a register that nobody wrote."""
 
 
+TIME_MAX = 2**63 - 1
+"""Later than any event."""
+
 KEY_MAX = 2**64 - 1
 """Key of a write that takes the value back: at the same time it wins over any value."""
 
@@ -46,6 +49,13 @@ class Registers(Generic[A]):
                 self._value[node] = values[i]
                 written.append(node)
         return np.unique(np.array(written, dtype=np.int32))
+
+    def clear(self, nodes: I32) -> None:
+        """Make these registers what nobody wrote."""
+        self.time[nodes] = NEVER_MS
+        self.key[nodes] = 0
+        for node in nodes.tolist():
+            self._value[node] = None
 
     def __getitem__(self, node: int) -> A | None:
         return self._value[node] if node < len(self._value) else None

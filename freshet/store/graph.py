@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from freshet.store import kernels, pair_kernels
-from freshet.store.attributes import KEY_MAX, NEVER_MS, Registers
+from freshet.store.attributes import KEY_MAX, NEVER_MS, TIME_MAX, Registers
 from freshet.store.columns import (
     F32,
     I32,
@@ -81,8 +81,11 @@ class GraphStore:
     per event depends on the limits alone, not on how many nodes or events there are.
     """
 
-    def __init__(self, limits: GraphLimits | None = None) -> None:
+    def __init__(self, limits: GraphLimits | None = None, product_lists: bool = True) -> None:
+        """Without `product_lists` nothing is kept of who bought or viewed a product, nor of what with: for a worker
+        of users, which is told the states of products."""
         self.limits = limits or GraphLimits()
+        self.product_lists = product_lists
         m = self.limits
         self.users = IdMap()
         self.products = IdMap()
@@ -128,6 +131,19 @@ class GraphStore:
         from freshet.store.merge import merge_graphs  # it is written in terms of this class
 
         return merge_graphs(self, other)
+
+    def release(self, users: I32) -> None:
+        """Drop all that is known of these users, without a trace: they are another worker's.
+
+        Only without `product_lists`, which would name them. Their numbers are not given out again.
+        """
+        assert not self.product_lists, "products would list users who are gone"
+        for user in users.tolist():  # once for each time that a partition moves away
+            for lists in (self.purchased, self.viewed, self.sessions):
+                lists.drop_until(user, TIME_MAX)
+            self.users.forget(user)
+        self.user_attributes.clear(users)
+        self.forgotten_until[users] = NEVER_MS
 
     def is_withdrawn(self, products: I32) -> Bool:
         """[n] bool: the newest catalogue record of the product withdraws it."""
@@ -246,6 +262,8 @@ class GraphStore:
             "purchased", self.purchased, self.purchased_by, users, products, rows.time, key, rows.quantity,
             flags, changed,
         )  # fmt: skip
+        if not self.product_lists:
+            return
         src, dst, line, pair_key, flag = self._pairs(rows, products, key)
         if src.shape[0]:
             values = np.full(src.shape[0], np.nan, dtype=np.float32)
@@ -264,11 +282,13 @@ class GraphStore:
         kept = ~gone
         new = forward.merge(users[kept], products[kept], time[kept], key[kept], value[kept], flags[kept])
         changed.setdefault(relation, []).append(users[kept][new])
+        self.event_time_max = max(self.event_time_max, int(time.max()))
+        if not self.product_lists:
+            return
         listed = np.where(gone, np.int32(-1), users)
         flags = np.where(gone, np.uint8(kernels.CANCELLED), flags)
         new = reverse.merge(products, listed, time, key, value, flags)
         changed.setdefault(f"{relation}_by", []).append(products[new])
-        self.event_time_max = max(self.event_time_max, int(time.max()))
 
     def _apply_sessions(self, rows: SessionColumns, changed: dict[str, list[I32]]) -> None:
         if not rows.user:

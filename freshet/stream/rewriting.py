@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import msgspec
-
 from freshet.store.columns import I32
 
 ITEMS = "items"
+STATES = "states"
+"""No scope that is written: the states of products that a worker of users is told."""
 
 
 def users_scope(partition: int) -> str:
@@ -26,14 +26,6 @@ def users_scope(partition: int) -> str:
 def partition_in(scope: str) -> int:
     """The inverse of `users_scope`."""
     return int(scope.removeprefix("users-"))
-
-
-def says_whole(sentinel: bytes | None) -> bool:
-    """Whether a scope's sentinel, of whatever worker, says that all of it is in the store."""
-    try:
-        return sentinel is not None and msgspec.json.decode(sentinel).get("whole") is True
-    except (msgspec.MsgspecError, AttributeError):
-        return False
 
 
 @dataclass

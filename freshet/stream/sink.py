@@ -25,6 +25,7 @@ from freshet.store.recent import bought, recent
 from freshet.store.value import Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.ownership import Ownership
+from freshet.stream.product_states import state_records
 from freshet.stream.records import Outgoing, Record
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class Sink:
         should_stop: Callable[[], bool] = lambda: False,
         sleep: Callable[[float], None] = time.sleep,
         users_topic: str | None = None,
+        states_topic: str | None = None,
     ) -> None:
         self.graph = graph
         self.store = store
@@ -92,6 +94,7 @@ class Sink:
         self.changelog = changelog
         self.changelog_topic = changelog_topic
         self.users_topic = users_topic
+        self.states_topic = states_topic
         self.model_version = model_version
         self.dim = dim
         self.ownership = ownership
@@ -200,6 +203,14 @@ class Sink:
         for i, name in enumerate(names):  # one record a product is what the topic's contract asks for
             value = encode_value(rows[i].tobytes(), self.dim, self.model_version, seq, -1, now, None, [])
             self.changelog.send(Outgoing(self.changelog_topic, name.encode(), value))
+
+    def publish_states(self, products: I32, x: F32, inner: F32) -> None:
+        """Tell the workers of users what their embeddings read of these products, [n, dim] each."""
+        assert self.changelog is not None and self.states_topic is not None
+        names = [name or "" for name in self.graph.products.names(products)]
+        seq = Seq(self.fence, self.next_step())
+        for record in state_records(self.states_topic, self.model_version, names, seq, x, inner):
+            self.changelog.send(record)
 
     def remove_products(self, products: I32) -> None:
         """Take products out of the index; readers learn it from an empty value."""

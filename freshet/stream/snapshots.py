@@ -220,6 +220,10 @@ class Snapshots:
         """Begin a round now."""
         self._round_at = self._monotonic()
 
+    def status(self) -> dict[str, object]:
+        """How many were taken, what went wrong with the last one, and the longest the stream was held up."""
+        return {"taken": self.taken, "error": self.error, "pause_ms_max": round(self.pause_ms_max, 2)}
+
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or due."""

@@ -24,7 +24,9 @@ from freshet.store.columns import I32, EventColumns
 from freshet.store.graph import GraphStore
 from freshet.stream.decode import Decoded, DecodeLimits, decode
 from freshet.stream.events import Kind
+from freshet.stream.product_states import ProductStates
 from freshet.stream.records import Record
+from freshet.stream.roles import Role
 from freshet.stream.sink import Sink
 
 
@@ -74,14 +76,17 @@ class Updater:
         limits: DecodeLimits | None = None,
         settings: RippleSettings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        role: Role = Role.ALL,
     ) -> None:
+        self.role = role
         self.graph = graph
         self.towers = towers
         self.sink = sink
         self.kinds = kinds
         self.limits = limits or DecodeLimits()
         self.settings = settings or RippleSettings()
-        self.ripples = Ripples(graph, towers.config)
+        self.ripples = Ripples(graph, towers.config, role.writes_users, role.writes_items)
+        self.states = ProductStates(towers)
         self.totals = Totals()
         self._monotonic = monotonic
         self._last_wave: dict[str, float] = {}
@@ -105,13 +110,21 @@ class Updater:
         with self._stage("write"):
             self.sink.write_users(users, vectors)
             self.sink.forget_users(touched.forgotten_ids)
-        with self._stage("new products"):
-            self.write_products(affected.new_products)
+        if self.role.writes_items:
+            with self._stage("new products"):
+                self.publish_states(np.union1d(affected.x_products, affected.inner_products))
+                self.write_products(affected.new_products)
         self.ripples.note(affected, touched, self._monotonic() * 1e3)
-        with self._stage("popularity"):
-            self.ripples.note_moved(self.towers.levels.move(), self._monotonic() * 1e3)
+        if self.role.writes_items:
+            with self._stage("popularity"):
+                self.ripples.note_moved(self.towers.levels.move(), self._monotonic() * 1e3)
         self._count(records, decoded, users.shape[0])
         return decoded
+
+    def take_states(self, records: Sequence[Record]) -> None:
+        """Take states of products that the worker of items has computed."""
+        with self._stage("states"):
+            self.ripples.note_given(self.states.take(records), self._monotonic() * 1e3)
 
     def absorb(self, columns: EventColumns) -> None:
         """Merge events into the state without encoding anything."""
@@ -147,7 +160,7 @@ class Updater:
 
     def write_products(self, products: I32) -> None:
         """Encode and write these products; those that are withdrawn are removed."""
-        if not products.shape[0]:
+        if not products.shape[0] or not self.role.writes_items:
             return
         withdrawn = self.graph.is_withdrawn(products)
         self.sink.remove_products(products[withdrawn])
@@ -175,6 +188,7 @@ class Updater:
             with self._stage("ripple first layer"):
                 users, products = ripples.due_inner_users.take(chunk), ripples.due_inner_products.take(chunk)
                 self.towers.refresh_inner(users, products)
+                self.publish_states(products)
                 ripples.note_inner(users, products, self._monotonic() * 1e3)
         elif len(ripples.user.due):
             with self._stage("ripple users"):
@@ -224,6 +238,11 @@ class Updater:
         """Age of the oldest change that some embedding does not show yet; 0 when all are exact."""
         since = self.ripples.since_ms
         return 0.0 if since is None else self._monotonic() * 1e3 - since
+
+    def publish_states(self, products: I32) -> None:
+        """Tell the workers of users the states of these products."""
+        if products.shape[0] and self.sink.states_topic is not None:
+            self.sink.publish_states(products, *self.towers.states(products))
 
     # --- parts ----------------------------------------------------------------------------------
 

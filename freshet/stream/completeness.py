@@ -1,0 +1,148 @@
+"""Whether all of what is served is in the store, and what is done when it is not.
+
+Beside the values of each scope stands a sentinel, written with the scope's own token. Where it is missing or another
+one, or the store is not the one it was, the values may be gone or old: all of the scope is written again, behind
+fresh updates. Readers are pointed to a version when the sentinels of all its scopes say that they are whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from freshet.store.embeddings import ServingState
+from freshet.stream.rewriting import ITEMS, Rewrites, partition_in, users_scope
+from freshet.stream.sink import Sink
+from freshet.stream.updater import Updater
+
+logger = logging.getLogger("freshet.completeness")
+
+
+class Sentinel(msgspec.Struct, frozen=True):
+    """What stands beside the values of a scope: who writes them, and whether all of them are there."""
+
+    scope: str
+    worker: str
+    fence: int
+    whole: bool
+
+
+def sentinel_blob(scope: str) -> str:
+    """The blob of a version that holds the sentinel of a scope."""
+    return f"sentinel:{scope}"
+
+
+def read_sentinel(blob: bytes | None) -> Sentinel | None:
+    """None where there is none, or one that cannot be read."""
+    try:
+        return None if blob is None else msgspec.json.decode(blob, type=Sentinel)
+    except msgspec.MsgspecError:
+        return None
+
+
+class Completeness:
+    """The scopes that a worker serves: written with every step, and all of them once more after a gain or a loss.
+
+    `before_whole` is called when all of a scope has been written, before its sentinel says so.
+    """
+
+    def __init__(
+        self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], None],
+        chunk: int, progress: Callable[[str, int, int], None],
+    ) -> None:  # fmt: skip
+        self.updater = updater
+        self.sink = sink
+        self.serving = serving
+        self.serves: set[str] = set()
+        self.whole: set[str] = set()
+        self.rewrites = Rewrites()
+        self._worker = worker
+        self._before_whole = before_whole
+        self._chunk = chunk
+        self._progress = progress
+        self._left: dict[str, bytes] = {}
+        self._incarnation: str | None = None
+
+    def serve(self, scope: str, fence: int) -> None:
+        """Write a scope from now on, users with this token."""
+        self.serves.add(scope)
+        if scope != ITEMS:
+            self.sink.ownership.grant(partition_in(scope), fence)
+        self._write_again(scope)
+        self.rewrites.compare(self.sink.held_users())
+
+    def drop(self, scope: str) -> None:
+        """Write a scope no more."""
+        if scope != ITEMS:
+            self.sink.ownership.drop(partition_in(scope))
+        self.serves.discard(scope)
+        self.whole.discard(scope)
+        self._left.pop(scope, None)
+        self.rewrites.drop(scope)
+
+    def check_store(self) -> None:
+        """Where the store has lost what was written, or may have, have it written again."""
+        self.sink.interrupted = False
+        incarnation = self.sink.insist(self.serving.incarnation)
+        changed = self._incarnation is not None and incarnation != self._incarnation
+        self._incarnation = incarnation
+        for scope in sorted(self.serves):
+            if changed or self._sentinel(scope) != self._left.get(scope):
+                logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
+                self._write_again(scope)
+
+    def rewrite_once(self) -> None:
+        """Write again one chunk of what waits for it."""
+        taken = self.rewrites.take(self._chunk)
+        if taken is None:
+            self.sink.forget_strangers(self.rewrites.take_names(self._chunk))
+            return
+        scope, nodes, last = taken
+        if scope == ITEMS:
+            self.updater.publish_states(nodes)
+            self.updater.write_products(nodes)
+        else:
+            self.updater.write_users(nodes)
+        self._progress("written", self.rewrites.total - self.rewrites.waiting, self.rewrites.total)
+        if last and scope in self.serves:
+            self._note_whole(scope)
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _write_again(self, scope: str) -> None:
+        self.whole.discard(scope)
+        self._leave(scope, whole=False)
+        if scope == ITEMS:
+            self.rewrites.add(scope, np.arange(len(self.updater.graph.products), dtype=np.int32))
+        else:
+            self.rewrites.add(scope, self.sink.ownership.members(partition_in(scope)))
+
+    def _note_whole(self, scope: str) -> None:
+        """All of a scope was written; unless the store has lost it meanwhile, say so beside its values."""
+        if self._sentinel(scope) != self._left.get(scope):
+            self._write_again(scope)
+            return
+        self._before_whole(scope)
+        if not self._leave(scope, whole=True):
+            return
+        self.whole.add(scope)
+        every = (ITEMS, *(users_scope(p) for p in range(self.sink.ownership.partitions)))
+        if all(scope in self.whole or self._is_whole(scope) for scope in every):
+            self.sink.insist(lambda: self.serving.set_current(self.sink.model_version))
+
+    def _leave(self, scope: str, whole: bool) -> bool:
+        fence = None if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
+        blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole))
+        self._left[scope] = blob
+        return self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
+
+    def _sentinel(self, scope: str) -> bytes | None:
+        name = f"{self.sink.model_version}:{sentinel_blob(scope)}"
+        return self.sink.insist(lambda: self.serving.get_blob(name))
+
+    def _is_whole(self, scope: str) -> bool:
+        sentinel = read_sentinel(self._sentinel(scope))
+        return sentinel is not None and sentinel.whole
