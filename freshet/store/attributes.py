@@ -47,6 +47,16 @@ class Registers(Generic[A]):
                 written.append(node)
         return np.unique(np.array(written, dtype=np.int32))
 
+    def put(self, nodes: I32, times: I64, keys: U64, values: list[A | None]) -> I32:
+        """`merge` for n nodes that all differ, many at a time; returns those written."""
+        newer = (times > self.time[nodes]) | ((times == self.time[nodes]) & (keys > self.key[nodes]))
+        newer &= times != NEVER_MS
+        written: I32 = nodes[newer]
+        self.time[written], self.key[written] = times[newer], keys[newer]
+        for node, i in zip(written.tolist(), np.flatnonzero(newer).tolist(), strict=True):
+            self._value[node] = values[i]
+        return written
+
     def __getitem__(self, node: int) -> A | None:
         return self._value[node] if node < len(self._value) else None
 
