@@ -235,6 +235,9 @@ class GraphStore:
             self.forgotten_until[user] != NEVER_MS
             and self.user_attributes[user] is None
             and not (self.purchased.length[user] or self.viewed.length[user] or self.sessions.length[user])
+            # Where a graph holds the products of a snapshot alone, what is newer stands in their lists only.
+            and self.purchased_by.first[user] < 0
+            and self.viewed_by.first[user] < 0
         )
 
     def _apply_products(self, rows: ProductColumns, touched: Touched) -> None:

@@ -46,19 +46,18 @@ class IdMap:
         try:
             return np.array([number[i] for i in ids], dtype=np.int32)
         except KeyError:
-            return np.array([self._add(i) for i in ids], dtype=np.int32)
+            self._add([i for i in dict.fromkeys(ids) if i not in number])
+            return np.array([number[i] for i in ids], dtype=np.int32)
 
-    def _add(self, name: str) -> int:
-        found = self._number.get(name)
-        if found is not None:
-            return found
-        n = len(self._name)
-        if n == self._hash.shape[0]:
-            self._hash = np.concatenate([self._hash, np.zeros(n, dtype=np.uint64)])
-        self._number[name] = n
-        self._name.append(name)
-        self._hash[n] = xxhash.xxh3_64_intdigest(name.encode())
-        return n
+    def _add(self, new: list[str]) -> None:
+        """Number these ids, all different and none known."""
+        known = len(self._name)
+        self._number.update(zip(new, range(known, known + len(new)), strict=True))
+        self._name.extend(new)
+        if len(self._name) > self._hash.shape[0]:
+            room = max(len(self._name), 2 * self._hash.shape[0])
+            self._hash = np.concatenate([self._hash, np.zeros(room - self._hash.shape[0], dtype=np.uint64)])
+        self._hash[known : len(self._name)] = hash_ids(new)
 
     def get(self, name: str) -> int | None:
         """The number of `name`, or None when it was never seen (or was forgotten)."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store import kernels
-from freshet.store.attributes import KEY_MAX, NEVER_MS, Registers
-from freshet.store.columns import F32, I32, I64, U64, Bool
-from freshet.store.graph import GraphLimits, GraphStore, Touched
+from freshet.store.attributes import KEY_MAX, NEVER_MS
+from freshet.store.columns import F32, I32, I64, U64, Bool, ProductAttributes, UserAttributes
+from freshet.store.graph import USER_LISTS, GraphLimits, GraphStore, Touched
+from freshet.store.ids import IdMap
 from freshet.store.lists import NeighborLists
 from freshet.store.sessions import SessionLists
 
@@ -60,30 +61,32 @@ class SessionEntries:
     position: I32
     click: NDArray[np.int8]
 
-
-def entries_of(lists: NeighborLists, start: int, end: int) -> Entries:
-    """Copies of the entries in the rows from `start` up to `end`."""
-    row, place = _ragged(lists.length[start:end])
-    slot = (row + start) * lists.capacity + (lists.head[row + start].astype(np.int64) + place) % lists.capacity
-    return Entries(
-        (row + start).astype(np.int32), lists.nbr[slot], lists.time[slot], lists.key[slot], lists.value[slot],
-        lists.flag[slot],
-    )  # fmt: skip
+    def take(self, kept: I64) -> SessionEntries:
+        """These sessions alone."""
+        starts, items = _items(self.item_start[kept], np.diff(self.item_start)[kept])
+        return SessionEntries(
+            self.user[kept], self.session[kept], self.time[kept], self.key[kept], self.device[kept],
+            self.duration_s[kept], starts, self.product[items], self.position[items], self.click[items],
+        )  # fmt: skip
 
 
-def sessions_of(lists: SessionLists, start: int, end: int, newer_than: I64) -> SessionEntries:
-    """Copies of the sessions of the users from `start` up to `end` that are newer than `newer_than` [end - start]."""
-    row, place = _ragged(lists.length[start:end])
-    slot = (row + start) * lists.capacity + lists.order[row + start, place]
-    newer = lists.time[slot] > newer_than[row]
-    row, slot = row[newer], slot[newer]
-    session, item = _ragged(lists.item_count[slot])
-    starts = np.zeros(slot.shape[0] + 1, dtype=np.int64)
-    np.cumsum(lists.item_count[slot], out=starts[1:])
-    items = slot[session] * lists.items + item
+def entries_of(lists: NeighborLists, rows: I32) -> Entries:
+    """Copies of the entries in these rows."""
+    which, place = _ragged(lists.length[rows])
+    row = rows[which]
+    slot = row.astype(np.int64) * lists.capacity + (lists.head[row].astype(np.int64) + place) % lists.capacity
+    return Entries(row, lists.nbr[slot], lists.time[slot], lists.key[slot], lists.value[slot], lists.flag[slot])
+
+
+def sessions_of(lists: SessionLists, users: I32) -> SessionEntries:
+    """Copies of the sessions of these users."""
+    which, place = _ragged(lists.length[users])
+    user = users[which]
+    slot = user.astype(np.int64) * lists.capacity + lists.order[user, place]
+    starts, items = _items(slot * lists.items, lists.item_count[slot])
     return SessionEntries(
-        (row + start).astype(np.int32), lists.session[slot], lists.time[slot], lists.key[slot], lists.device[slot],
-        lists.duration_s[slot], starts, lists.nbr[items], lists.position[items], lists.click[items],
+        user, lists.session[slot], lists.time[slot], lists.key[slot], lists.device[slot], lists.duration_s[slot],
+        starts, lists.nbr[items], lists.position[items], lists.click[items],
     )  # fmt: skip
 
 
@@ -94,13 +97,32 @@ def merge_graphs(graph: GraphStore, other: GraphStore) -> Touched:
     and `graph` keeps those it has. Returns what changed in `graph`. Raises LimitsDiffer.
     """
     check_limits(graph.limits, other.limits)
-    merge = _Merge(graph, other)
-    merge.attributes()
-    merge.forgotten()
-    merge.lists()
-    merge.sessions()
+    merge = Merge(graph)
+    users, products = _numbers(other.users), _numbers(other.products)
+    names = other.users.names(users)
+    named = users[np.array([name is not None for name in names], dtype=np.bool_)]
+    merge.name_users(named, [name for name in names if name is not None])
+    merge.name_products(products, other.products.all_names())
+    merge.name_devices(_numbers(other.devices), other.devices.all_names())
+    mine, theirs = other.user_attributes, other.product_attributes
+    merge.user_attributes(named, mine.time[named], mine.key[named], mine.take(named))
+    merge.product_attributes(products, theirs.time[products], theirs.key[products], theirs.take(products))
+    merge.forgotten(named, other.forgotten_until[named])
+    merge.forgotten_hashes(dict(other.forgotten_by_hash))
+    for relation in ("purchased", "viewed", "purchased_by", "viewed_by", "co_purchased"):
+        lists = lists_of(other, relation)
+        for rows in _pieces(users if relation in USER_LISTS else products):
+            merge.entries(relation, entries_of(lists, rows))
+    for rows in _pieces(users):
+        merge.sessions(sessions_of(other.sessions, rows))
     graph.event_time_max = max(graph.event_time_max, other.event_time_max)
     return merge.touched()
+
+
+def lists_of(graph: GraphStore, relation: str) -> NeighborLists:
+    """The lists of a relation by its name; of co-purchases the live ones."""
+    lists: NeighborLists = graph.co_purchased.live if relation == "co_purchased" else getattr(graph, relation)
+    return lists
 
 
 def check_limits(ours: GraphLimits, theirs: GraphLimits) -> None:
@@ -117,109 +139,121 @@ def check_limits(ours: GraphLimits, theirs: GraphLimits) -> None:
         )
 
 
-class _Merge:
-    """One merge under way: the translation of numbers, and what has changed so far."""
+class Merge:
+    """A merge into `graph` under way: what foreign numbers mean here, and what has changed so far.
 
-    def __init__(self, graph: GraphStore, other: GraphStore) -> None:
-        self.graph, self.other = graph, other
+    Names come first, then what is forgotten, then the rest in any order, in pieces of any size; a number of a user
+    without a name is nobody's.
+    """
+
+    def __init__(self, graph: GraphStore) -> None:
+        self.graph = graph
         self.users_before, self.products_before = len(graph.users), len(graph.products)
-        names = other.users.names(np.arange(len(other.users), dtype=np.int32))
-        self.named = np.flatnonzero(np.array([name is not None for name in names], dtype=np.bool_))
-        # One place more than there are numbers, so that -1, nobody, is translated into itself.
-        self.user_of = np.full(len(other.users) + 1, -1, dtype=np.int32)
-        self.user_of[self.named] = graph.intern_users([name for name in names if name is not None])
-        self.product_of = np.append(graph.intern_products(other.products.all_names()), np.int32(-1))
-        self.device_of = np.append(graph.devices.intern(other.devices.all_names()), np.int32(-1))
+        self.user_of = self.product_of = self.device_of = np.full(1, -1, dtype=np.int32)
         self.changed: dict[str, list[I32]] = {}
-        self.users_x: I32 = np.zeros(0, dtype=np.int32)
-        self.products_x: I32 = np.zeros(0, dtype=np.int32)
+        self.users_x: list[I32] = []
+        self.products_x: list[I32] = []
 
-    def attributes(self) -> None:
+    def name_users(self, numbers: I32, names: list[str]) -> None:
+        """These users' foreign numbers [n] and their ids."""
+        self.user_of = _with(self.user_of, numbers, self.graph.intern_users(names))
+
+    def name_products(self, numbers: I32, names: list[str]) -> None:
+        """These products' foreign numbers [n] and their ids."""
+        self.product_of = _with(self.product_of, numbers, self.graph.intern_products(names))
+
+    def name_devices(self, numbers: I32, names: list[str]) -> None:
+        """These devices' foreign numbers [n] and their names."""
+        self.device_of = _with(self.device_of, numbers, self.graph.devices.intern(names))
+
+    def has_products(self, numbers: I32) -> bool:
+        """Whether all these foreign numbers are named products."""
+        return not numbers.shape[0] or (int(numbers.min()) >= 0 and int(_here(self.product_of, numbers).min()) >= 0)
+
+    def user_attributes(self, numbers: I32, time: I64, key: U64, values: list[UserAttributes | None]) -> None:
         """Last writer wins."""
-        graph, other = self.graph, self.other
-        self.users_x = _merge_registers(
-            graph.user_attributes, other.user_attributes, self.user_of, self.named.astype(np.int32)
-        )
-        products = np.arange(len(other.products), dtype=np.int32)
-        self.products_x = _merge_registers(
-            graph.product_attributes, other.product_attributes, self.product_of, products
-        )
+        here = _here(self.user_of, numbers)
+        kept = np.flatnonzero(here >= 0)
+        chosen = values if kept.shape[0] == len(values) else [values[i] for i in kept.tolist()]
+        self.users_x.append(self.graph.user_attributes.put(here[kept], time[kept], key[kept], chosen))
 
-    def forgotten(self) -> None:
-        """Join what was forgotten: users that `other` still names, and those of whom it has a hash alone."""
-        graph, other = self.graph, self.other
-        until = other.forgotten_until[self.named]
-        later = until > graph.forgotten_until[self.user_of[self.named]]
-        for user, until_ms in zip(self.user_of[self.named[later]].tolist(), until[later].tolist(), strict=True):
-            graph.forget(user, until_ms, self.changed)
-        if not other.forgotten_by_hash:
+    def product_attributes(self, numbers: I32, time: I64, key: U64, values: list[ProductAttributes | None]) -> None:
+        """Last writer wins."""
+        here = _here(self.product_of, numbers)
+        self.products_x.append(self.graph.product_attributes.put(here, time, key, values))
+
+    def forgotten(self, numbers: I32, until: I64) -> None:
+        """Users forgotten up to and including `until` [n], NEVER_MS not at all."""
+        here = _here(self.user_of, numbers)
+        later = (here >= 0) & (until > self.graph.forgotten_until[here])
+        for user, until_ms in zip(here[later].tolist(), until[later].tolist(), strict=True):
+            self._forget(user, until_ms)
+
+    def forgotten_hashes(self, until_of: dict[int, int]) -> None:
+        """Users of whom a hash alone is known, and up to when they are forgotten."""
+        if not until_of:
             return
-        asked = set(other.forgotten_by_hash)
-        here = np.flatnonzero(np.isin(graph.users.hash, np.array(sorted(asked), dtype=np.uint64)))
+        graph = self.graph
+        here = np.flatnonzero(np.isin(graph.users.hash, np.fromiter(until_of, np.uint64, len(until_of))))
         known = {int(graph.users.hash[n]): n for n in here.tolist() if graph.users.name(n) is not None}
-        written = []
-        for id_hash, until_ms in sorted(other.forgotten_by_hash.items()):
+        for id_hash, until_ms in sorted(until_of.items()):
             user = known.get(id_hash)
             if user is None:
                 graph.forgotten_by_hash[id_hash] = max(until_ms, graph.forgotten_by_hash.get(id_hash, NEVER_MS))
-                continue
-            own = np.array([user], dtype=np.int32)
-            at, key = np.array([until_ms], dtype=np.int64), np.array([KEY_MAX], dtype=np.uint64)
-            written.append(graph.user_attributes.merge(own, at, key, [None]))
-            graph.forget(user, until_ms, self.changed)
-        self.users_x = np.unique(np.concatenate([self.users_x, *written]))
+            else:
+                self._forget(user, until_ms)
 
-    def until(self) -> I64:
-        """Up to when each user of the graph is forgotten, and nobody (-1) never."""
-        return np.append(self.graph.forgotten_until[: len(self.graph.users)], np.int64(NEVER_MS))
+    def _forget(self, user: int, until_ms: int) -> None:
+        own = np.array([user], dtype=np.int32)
+        at, key = np.array([until_ms], dtype=np.int64), np.array([KEY_MAX], dtype=np.uint64)
+        self.users_x.append(self.graph.user_attributes.put(own, at, key, [None]))
+        self.graph.forget(user, until_ms, self.changed)
 
-    def lists(self) -> None:
-        """Top-K of the union, relation by relation."""
-        graph, other, until = self.graph, self.other, self.until()
-        users, products = self.user_of, self.product_of
-        for relation in ("purchased", "viewed"):
-            theirs: NeighborLists = getattr(other, relation)
-            for part in _entries(theirs, len(other.users)):
-                rows = users[part.row]
-                kept = part.time > until[rows]
-                self._insert(relation, getattr(graph, relation), part, rows, products[part.nbr], part.flag, kept)
-        for relation in ("purchased_by", "viewed_by"):
-            theirs = getattr(other, relation)
-            for part in _entries(theirs, len(other.products)):
-                nbrs = users[part.nbr]
-                gone = (nbrs < 0) | (part.time <= until[nbrs])
-                nbrs = np.where(gone, np.int32(-1), nbrs)
-                flags = np.where(gone, part.flag | np.uint8(kernels.CANCELLED), part.flag)
-                self._insert(relation, getattr(graph, relation), part, products[part.row], nbrs, flags)
-        for part in _entries(other.co_purchased.live, len(other.products)):
-            rows = products[part.row]
-            self._insert("co_purchased", graph.co_purchased.live, part, rows, products[part.nbr], part.flag)
+    def entries(self, relation: str, part: Entries) -> None:
+        """Top-K of the union. An entry of a user forgotten since keeps its slot in a product's list, without the
+        user; in the user's own it is gone."""
+        users, products, until = self.user_of, self.product_of, self._until()
+        nbrs, flags, kept = part.nbr, part.flag, None
+        if relation in USER_LISTS:
+            rows, nbrs = _here(users, part.row), _here(products, part.nbr)
+            kept = (rows >= 0) & (part.time > until[rows])
+        elif relation == "co_purchased":
+            rows, nbrs = _here(products, part.row), _here(products, part.nbr)
+        else:
+            rows, nbrs = _here(products, part.row), _here(users, part.nbr)
+            gone = (nbrs < 0) | (part.time <= until[nbrs])
+            nbrs = np.where(gone, np.int32(-1), nbrs)
+            flags = np.where(gone, part.flag | np.uint8(kernels.CANCELLED), part.flag)
+        k: Bool | slice = slice(None) if kept is None or kept.all() else kept
+        new = lists_of(self.graph, relation).merge(
+            rows[k], nbrs[k], part.time[k], part.key[k], part.value[k], flags[k]
+        )  # fmt: skip
+        self.changed.setdefault(relation, []).append(np.unique(rows[k][new]))
 
-    def _insert(
-        self, relation: str, lists: NeighborLists, part: Entries, rows: I32, nbrs: I32, flags: NDArray[np.uint8],
-        kept: Bool | slice = slice(None),
-    ) -> None:  # fmt: skip
-        new = lists.merge(rows[kept], nbrs[kept], part.time[kept], part.key[kept], part.value[kept], flags[kept])
-        self.changed.setdefault(relation, []).append(rows[kept][new])
-
-    def sessions(self) -> None:
+    def sessions(self, part: SessionEntries) -> None:
         """The newest event of each session, then top-K."""
-        graph, other, until = self.graph, self.other, self.until()
-        for start in range(0, len(other.users), ROWS_AT_A_TIME):
-            end = min(start + ROWS_AT_A_TIME, len(other.users))
-            part = sessions_of(other.sessions, start, end, until[self.user_of[start:end]])
-            users = self.user_of[part.user]
-            new = graph.sessions.merge(
-                users, part.session, part.time, part.key, self.device_of[part.device], part.duration_s,
-                part.item_start, self.product_of[part.product], part.position, part.click,
-            )  # fmt: skip
-            self.changed.setdefault("has_session", []).append(users[new])
+        users = _here(self.user_of, part.user)
+        kept = (users >= 0) & (part.time > self._until()[users])
+        part = part if kept.all() else part.take(np.flatnonzero(kept))
+        users = users[kept]
+        new = self.graph.sessions.merge(
+            users, part.session, part.time, part.key, _here(self.device_of, part.device), part.duration_s,
+            part.item_start, _here(self.product_of, part.product), part.position, part.click,
+        )  # fmt: skip
+        self.changed.setdefault("has_session", []).append(np.unique(users[new]))
+
+    def _until(self) -> I64:
+        """Up to when each user of the graph is forgotten, and nobody (-1) never."""
+        until = self.graph.forgotten_until
+        if until.shape[0] == len(self.graph.users):
+            return np.append(until, np.int64(NEVER_MS))
+        return until  # its last place is a user that does not exist
 
     def touched(self) -> Touched:
         """What changed; users who have nothing left are dropped, here as in a batch of events."""
         graph = self.graph
-        touched = Touched(users_x=self.users_x, products_x=self.products_x)
-        touched.lists = {r: np.unique(np.concatenate(rows)) for r, rows in self.changed.items()}
+        touched = Touched(users_x=_union(self.users_x), products_x=_union(self.products_x))
+        touched.lists = {r: _union(rows) for r, rows in self.changed.items()}
         touched.new_users = np.arange(self.users_before, len(graph.users), dtype=np.int32)
         touched.new_products = np.arange(self.products_before, len(graph.products), dtype=np.int32)
         asked = np.flatnonzero(graph.forgotten_until[: len(graph.users)] != NEVER_MS).astype(np.int32)
@@ -227,18 +261,32 @@ class _Merge:
         return touched
 
 
-def _entries(lists: NeighborLists, rows: int) -> Iterator[Entries]:
-    for start in range(0, rows, ROWS_AT_A_TIME):
-        yield entries_of(lists, start, min(start + ROWS_AT_A_TIME, rows))
+def _union(parts: list[I32]) -> I32:
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int32)
 
 
-def _merge_registers(ours: Registers, theirs: Registers, number_of: I32, nodes: I32) -> I32:  # type: ignore[type-arg]
-    """Write the registers of `nodes` [n], which `number_of` translates, where they are newer; returns those written."""
-    here = number_of[nodes]
-    time, key = theirs.time[nodes], theirs.key[nodes]
-    newer = (time > ours.time[here]) | ((time == ours.time[here]) & (key > ours.key[here]))
-    newer &= time != NEVER_MS
-    return ours.merge(here[newer], time[newer], key[newer], theirs.take(nodes[newer]))
+def _numbers(ids: IdMap) -> I32:
+    return np.arange(len(ids), dtype=np.int32)
+
+
+def _pieces(rows: I32) -> Iterator[I32]:
+    for start in range(0, rows.shape[0], ROWS_AT_A_TIME):
+        yield rows[start : start + ROWS_AT_A_TIME]
+
+
+def _with(table: I32, numbers: I32, here: I32) -> I32:
+    """`table` with `here` at `numbers`. Its last place is -1, so that -1, nobody, is translated into itself."""
+    size = max(table.shape[0], int(numbers.max(initial=-1)) + 2)
+    out = np.full(size, -1, dtype=np.int32)
+    out[: table.shape[0]] = table
+    out[numbers] = here
+    return out
+
+
+def _here(table: I32, numbers: I32) -> I32:
+    """What foreign numbers are here; -1 for one without a name."""
+    here: I32 = table[np.minimum(numbers, table.shape[0] - 1)]
+    return here
 
 
 def _ragged(lengths: NDArray[np.integer]) -> tuple[I64, I64]:  # type: ignore[type-arg]
@@ -246,3 +294,11 @@ def _ragged(lengths: NDArray[np.integer]) -> tuple[I64, I64]:  # type: ignore[ty
     sizes = lengths.astype(np.int64)
     row = np.repeat(np.arange(sizes.shape[0]), sizes)
     return row, np.arange(row.shape[0]) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _items(first: I64, count: NDArray[np.integer]) -> tuple[I64, I64]:  # type: ignore[type-arg]
+    """Of m sessions whose items stand from `first` on: their CSR [m + 1], and where each item stands."""
+    session, place = _ragged(count)
+    starts = np.zeros(count.shape[0] + 1, dtype=np.int64)
+    np.cumsum(count, out=starts[1:])
+    return starts, first[session] + place

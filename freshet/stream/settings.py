@@ -18,6 +18,7 @@ from freshet.store.graph import GraphLimits
 from freshet.store.index_settings import IndexSettings
 from freshet.store.popular import PopularSettings
 from freshet.store.redis_settings import RedisSettings
+from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.deadletter import DeadLetterLimits
 from freshet.stream.embedded import REDIS_BINARY
 from freshet.stream.kafka_settings import KafkaSettings
@@ -50,6 +51,7 @@ class Settings:
     sink: SinkSettings = field(default_factory=SinkSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     popular: PopularSettings = field(default_factory=PopularSettings)
+    snapshot: SnapshotSettings = field(default_factory=SnapshotSettings)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -22,7 +22,8 @@ from freshet.store.columns import I32, Bool
 from freshet.store.graph import GraphStore
 from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
-from freshet.store.snapshot_places import SnapshotPlace, SnapshotSettings, newest_valid, retain, snapshot_name
+from freshet.store.snapshot_places import SnapshotPlace, newest_valid, retain, snapshot_name
+from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.membership import TopicPartition
 from freshet.stream.ownership import Ownership
 from freshet.stream.rewriting import ITEMS
@@ -175,19 +176,24 @@ class Snapshots:
     def load(self, scope: str) -> dict[TopicPartition, int]:
         """Merge the newest usable snapshot of a scope into the graph; the offsets it is complete up to.
 
-        Empty where there is none. Damaged ones, and those of topics made anew, are named in the log and passed over.
+        Empty where there is none. Damaged ones are named in the log and passed over for older ones, and so is the
+        newest whole one where a topic was made anew since. Raises LimitsDiffer.
         """
-        found = newest_valid(self.place, scope, logger.warning, self._fits)
+        found = newest_valid(self.place, lambda of: of == scope, logger.warning)
         if found is None:
             return {}
         name, reader = found
         with reader:
+            wrong = self._misfit(reader.head)
+            if wrong is not None:
+                logger.warning("snapshot %s is not used: %s", name, wrong)
+                return {}
             absorb(self.graph, reader.head, reader.parts())
         logger.info("snapshot %s loaded", name)
         self._last[scope] = dict(reader.head.positions)
         return dict(reader.head.positions)
 
-    def _fits(self, head: SnapshotHead) -> str | None:
+    def _misfit(self, head: SnapshotHead) -> str | None:
         """Why a snapshot cannot be used with these topics, if it cannot."""
         for topic, there in head.topic_ids.items():
             here = self.topic_ids.get(topic, "")

@@ -165,7 +165,7 @@ def worker_of(
 
 def _snapshots(settings: Settings, graph: GraphStore, ownership: Ownership, model_version: str) -> Snapshots | None:
     """What takes and reads snapshots, where a place for them is set."""
-    if getattr(settings, "snapshot", None) is None or settings.snapshot.place is None:
+    if settings.snapshot.place is None:
         return None
     from freshet.store.snapshot_places import open_place
     from freshet.stream.snapshots import Snapshots

@@ -31,6 +31,7 @@ HOME_OF_VENDOR = {
     "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py", "freshet/store/value_kernels.py"},
     "polars": {"freshet/stream/convert/frames.py"},
     "lark": {"freshet/stream/query/parse.py"},
+    "fsspec": {"freshet/store/snapshot_places.py"},
 }
 METHODS_MAX = 5
 SCREEN_LINES = 60
