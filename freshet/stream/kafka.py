@@ -81,7 +81,7 @@ _FINAL = {
 }
 
 
-class _Weather:
+class Weather:
     """Errors of the connection: counted, and each kind logged once until all is well again."""
 
     def __init__(self, who: str) -> None:
@@ -107,7 +107,7 @@ class _Weather:
         self._shown.clear()
 
 
-def _made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
+def made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
     """A client; raises KafkaError naming what is wrong with its properties."""
     try:
         return make(properties)
@@ -115,7 +115,7 @@ def _made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
         raise KafkaError(f"Kafka settings: {error.args[0].str()}") from error
 
 
-def _translated(error: ck.KafkaException, settings: KafkaSettings, doing: str, name: str = "") -> KafkaError:
+def translated(error: ck.KafkaException, settings: KafkaSettings, doing: str, name: str = "") -> KafkaError:
     reason: ck.KafkaError = error.args[0]
     if reason.code() in _NO_ANSWER:
         return KafkaUnavailable(settings.bootstrap, reason.str())
@@ -130,7 +130,7 @@ class PartitionConsumer:
     def __init__(self, settings: KafkaSettings, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.commit_failures = 0
-        self._weather = _Weather("consumer")
+        self._weather = Weather("consumer")
         self._monotonic = monotonic
         self._timeout_s = settings.request_timeout_ms / 1e3
         self._embedded: bool | None = None
@@ -149,7 +149,7 @@ class PartitionConsumer:
             "error_cb": self._weather,
             "on_commit": self._committed,
         }
-        self._consumer = _made(ck.Consumer, settings.client(properties))
+        self._consumer = made(ck.Consumer, settings.client(properties))
 
     @property
     def transport_errors(self) -> int:
@@ -203,7 +203,7 @@ class PartitionConsumer:
         try:
             answer = self._consumer.committed(asked, timeout=self._timeout_s)
         except ck.KafkaException as error:
-            raise _translated(error, self.settings, f"offsets of group {self.settings.group_id}") from error
+            raise translated(error, self.settings, f"offsets of group {self.settings.group_id}") from error
         return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -243,7 +243,7 @@ class PartitionConsumer:
                 if error.args[0].code() in _NO_LEADER and self._monotonic() < end:
                     time.sleep(LEADER_WAIT_S)
                     continue
-                raise _translated(error, self.settings, f"watermarks of {name}", name) from error
+                raise translated(error, self.settings, f"watermarks of {name}", name) from error
             if found is None:
                 raise KafkaUnavailable(self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s")
             return int(found[0]), int(found[1])
@@ -253,7 +253,7 @@ class PartitionConsumer:
             try:
                 self._embedded = self._consumer.list_topics(timeout=self._timeout_s).cluster_id == EMBEDDED_CLUSTER_ID
             except ck.KafkaException as error:
-                raise _translated(error, self.settings, "listing topics") from error
+                raise translated(error, self.settings, "listing topics") from error
         return self._embedded
 
     def _last_fetched(self, marks: dict[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, tuple[int, int]]:
@@ -282,7 +282,7 @@ class PartitionConsumer:
         try:
             there = self._consumer.list_topics(timeout=timeout_s).topics
         except ck.KafkaException as error:
-            raise _translated(error, self.settings, "listing topics") from error
+            raise translated(error, self.settings, "listing topics") from error
         for topic, _ in self._assigned:
             if topic not in there:
                 raise UnknownTopic(f"topic {topic}")
@@ -357,7 +357,7 @@ class RecordProducer:
         self.failures = 0
         self.last_failure: str | None = None
         self._monotonic = monotonic
-        self._weather = _Weather("producer")
+        self._weather = Weather("producer")
         properties: dict[str, object] = {
             "partitioner": "murmur2_random",
             "enable.idempotence": settings.idempotence,
@@ -369,14 +369,14 @@ class RecordProducer:
             "message.max.bytes": settings.message_bytes_max,
             "error_cb": self._weather,
         }
-        self._producer = _made(ck.Producer, settings.client(properties))
+        self._producer = made(ck.Producer, settings.client(properties))
 
     def connect(self, timeout_s: float) -> None:
         """Reach a broker now, and not when the first record is sent. Raises KafkaUnavailable."""
         try:
             self._producer.list_topics(timeout=timeout_s)
         except ck.KafkaException as error:
-            raise _translated(error, self.settings, "connecting") from error
+            raise translated(error, self.settings, "connecting") from error
 
     def __len__(self) -> int:
         """Records whose fate is not known yet."""
@@ -443,7 +443,7 @@ class RecordProducer:
                 f"topic {record.topic}: a record of {size} bytes is too large, message_bytes_max is "
                 f"{self.settings.message_bytes_max}: send less in one record"
             )
-        return _translated(error, self.settings, f"sending to topic {record.topic}", f"topic {record.topic}")
+        return translated(error, self.settings, f"sending to topic {record.topic}", f"topic {record.topic}")
 
 
 def _reporting(on_delivery: OnDelivery) -> Callable[[ck.KafkaError | None, ck.Message], None]:
@@ -461,9 +461,9 @@ class TopicAdmin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
-        self._weather = _Weather("admin")
+        self._weather = Weather("admin")
         self._timeout_s = settings.request_timeout_ms / 1e3
-        self._admin = _made(AdminClient, settings.client({"error_cb": self._weather}))
+        self._admin = made(AdminClient, settings.client({"error_cb": self._weather}))
 
     def ping(self, timeout_s: float | None = None) -> list[str]:
         """The names of all topics, once a broker answers."""
@@ -554,4 +554,4 @@ class TopicAdmin:
     def _failed(self, error: ck.KafkaException, doing: str) -> KafkaError:
         if error.args[0].code() in _NO_ANSWER and self._weather.last:
             return KafkaUnavailable(self.settings.bootstrap, self._weather.last)
-        return _translated(error, self.settings, doing, doing)
+        return translated(error, self.settings, doing, doing)

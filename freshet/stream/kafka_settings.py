@@ -14,7 +14,11 @@ class KafkaSettings:
     bootstrap: str = "127.0.0.1:9092"
     """Comma-separated host:port of one or more brokers."""
     group_id: str = "freshet"
-    """The group whose offsets are committed, for lag monitoring."""
+    """The group whose offsets are committed, and by which several workers share partitions."""
+    session_timeout_ms: int = 10_000
+    """How long a worker that shares partitions may be silent before they go to others."""
+    max_poll_interval_ms: int = 300_000
+    """How long one turn of a worker may take, reading a snapshot included, before it is taken for dead."""
     request_timeout_ms: int = 10_000
     """How long a question to the broker (topics, watermarks, committed offsets) may take."""
     consume_timeout_ms: float = 2.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from freshet.stream.kafka_errors import KafkaError
-
 TopicPartition = tuple[str, int]
 
 
@@ -81,7 +79,3 @@ class Alone:
 
     def close(self) -> None:
         """See `Membership.close`."""
-
-
-class MemberFenced(KafkaError):
-    """Another member of the group has the same `group.instance.id`."""

@@ -285,7 +285,7 @@ class Snapshots:
         self._running = None
         if result is not True:
             self.error = f"snapshot {running.name} could not be written: {result}"
-            logger.warning("%s; the stream goes on, and it is tried again in %g s", self.error, self.settings.interval_s)
+            logger.warning("%s; the stream goes on, and the next try is in %g s", self.error, self.settings.interval_s)
             return
         self.taken += 1
         self.error = None

@@ -233,7 +233,7 @@ class Worker:
     # --- gaining and losing partitions ----------------------------------------------------------
 
     def _begin(self) -> None:
-        """Gain what does not depend on who else is there: the items, or what is told of them; users that are followed."""
+        """Gain what does not depend on who else is there: the items, or what is told of them. Read who is followed."""
         self._begun = True
         if self.role.writes_items:
             self._gain({ITEMS: [(topic, p) for topic, n in sorted(self.counts.items()) for p in range(n)]})

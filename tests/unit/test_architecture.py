@@ -25,7 +25,7 @@ MAY_IMPORT = {
 """What each part of the package may import; `freshet/__init__` does so lazily."""
 
 HOME_OF_VENDOR = {
-    "confluent_kafka": {"freshet/stream/kafka.py"},
+    "confluent_kafka": {"freshet/stream/kafka.py", "freshet/stream/kafka_group.py"},
     "redis": {"freshet/store/redis_store.py"},
     "faiss": {"freshet/store/faiss_search.py"},
     "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py", "freshet/store/value_kernels.py"},

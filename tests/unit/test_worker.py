@@ -135,7 +135,7 @@ def test_what_is_there_at_the_start_is_served_only_when_all_of_it_is_known() -> 
     assert made.serving.current() == made.sink.model_version
     assert made.state == "live"
     assert made.sink.store.get(made.sink.model_version, ["u1"]) != [None]
-    assert made.positions[PLACE] == 2
+    assert made.reading.positions[PLACE] == 2
 
 
 def test_offsets_are_committed_after_what_they_cover_was_delivered() -> None:
@@ -183,7 +183,8 @@ def test_lost_redis_is_written_again_and_pointed_to() -> None:
     made = worker(broker)
     live(made)
     made.sink.store, made.serving = MemoryEmbeddingStore(), MemoryServingState()
-    made.check_store()
+    made.completeness.serving = made.serving
+    made.completeness.check_store()
     live(made)
     assert made.serving.current() == made.sink.model_version
     assert made.sink.store.get(made.sink.model_version, ["u1"]) != [None]
