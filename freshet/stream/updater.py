@@ -150,6 +150,7 @@ class Updater:
         """Bring the caches up to date with the state; from now on `step` keeps them so."""
         with self._stage("rebuild"):
             self.towers.rebuild()
+        self.ripples.clear()  # what was told meanwhile is in the caches, and everything is written
 
     def write_all(self) -> None:
         """Bring everything up to date and write it."""
