@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_evaluate, cli_model, cli_query, cli_replay_eval
+from freshet.stream import cli_backfill, cli_evaluate, cli_model, cli_query, cli_replay_eval
 
 app = typer.Typer(
     name="freshet",
@@ -390,7 +390,7 @@ def deadletter_list(
         )
 
 
-for command in (*cli_model.COMMANDS, cli_query.query, cli_evaluate.evaluate):
+for command in (*cli_model.COMMANDS, cli_query.query, cli_evaluate.evaluate, cli_backfill.backfill):
     app.command()(command)
 app.command("replay-eval")(cli_replay_eval.replay_eval)
 

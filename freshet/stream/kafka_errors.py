@@ -38,13 +38,13 @@ class OffsetGap(KafkaError):
         where = f"topic {topic}, partition {partition}: offset {asked} was asked for, but the broker has"
         if asked < low:
             text = (
-                f"{where} {low} as the oldest: retention deleted what lies between. Start from a snapshot or an event "
-                "log (`freshet worker --backfill LOG`) that reaches it, and keep events longer (event_retention_ms)"
+                f"{where} {low} as the oldest: retention deleted what lies between. Make snapshots from an event log "
+                "that reaches it (`freshet backfill LOG`), and keep events longer (event_retention_ms)"
             )
         else:
             text = (
                 f"{where} only {low} to {high}: the topic was created anew or the broker lost data. Rebuild the state "
-                "from the topics and an event log (`freshet worker --backfill LOG`)"
+                "from the topics and an event log: remove the snapshots, then `freshet backfill LOG`"
             )
         super().__init__(text)
         self.topic, self.partition, self.asked, self.low, self.high = topic, partition, asked, low, high

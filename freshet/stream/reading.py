@@ -8,15 +8,21 @@ dead-lettered.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from freshet.stream.kafka_errors import OffsetGap
+from freshet.stream.kafka_errors import KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.membership import Membership, TopicPartition
 from freshet.stream.records import Record
 from freshet.stream.rewriting import STATES
+from freshet.stream.sink import Stopped
 
 logger = logging.getLogger("freshet.reading")
+
+T = TypeVar("T")
+ASK_AGAIN_S = 0.5
+TOPIC_GRACE_S = 15.0
 
 
 class Source(Protocol):
@@ -40,10 +46,15 @@ class Snapshotted(Protocol):
 class Reading:
     """Positions of the partitions that are read, and of what they were committed."""
 
-    def __init__(self, source: Source, membership: Membership, snapshots: Snapshotted | None) -> None:
+    def __init__(
+        self, source: Source, membership: Membership, snapshots: Snapshotted | None,
+        should_stop: Callable[[], bool] = lambda: False, monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
         self.source = source
         self.membership = membership
         self.snapshots = snapshots
+        self._should_stop, self._monotonic, self._sleep = should_stop, monotonic, sleep
         self.positions: dict[TopicPartition, int] = {}
         """Next offset of each partition that is read; all before it is in the state."""
         self.committed: dict[TopicPartition, int] = {}
@@ -58,9 +69,10 @@ class Reading:
         False, with the reason in `stopped`, where the broker has not kept what comes after that and others can go
         on; raises OffsetGap where nobody else is there.
         """
-        marks = self.source.watermarks(tps)
+        marks = self._insist(lambda: self.source.watermarks(tps))
         if scope != STATES:
-            self.committed.update(self.membership.committed([tp for tp in tps if tp not in self.committed]))
+            new = [tp for tp in tps if tp not in self.committed]
+            self.committed.update(self._insist(lambda: self.membership.committed(new)))
         starts = self._followed_from(tps, marks) if scope in self.scopes else self._loaded_to(scope, tps, marks)
         for tp, at in starts.items():
             low, high = marks[tp]
@@ -78,7 +90,7 @@ class Reading:
 
     def begin(self) -> None:
         """Go on from the positions, of just these partitions."""
-        self.source.assign(self.positions)
+        self._insist(lambda: self.source.assign(self.positions))
 
     def drop(self, scope: str) -> None:
         """Read the partitions of a scope no more."""
@@ -88,7 +100,7 @@ class Reading:
 
     def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Where partitions end now."""
-        return {tp: high for tp, (_, high) in self.source.watermarks(tps).items()}
+        return {tp: high for tp, (_, high) in self._insist(lambda: self.source.watermarks(tps)).items()}
 
     def poll(self, records_max: int) -> list[Record]:
         """What has come, moving the positions past it. A client may still return records of partitions that are not
@@ -110,6 +122,24 @@ class Reading:
 
     # --- parts ----------------------------------------------------------------------------------
 
+    def _insist(self, ask: Callable[[], T]) -> T:
+        """Ask the broker until it answers. One that has just come back may not know its topics yet, so that they are
+        gone is believed only when it still says so after `TOPIC_GRACE_S`. Raises Stopped."""
+        doubted_until: float | None = None
+        while True:
+            try:
+                return ask()
+            except KafkaUnavailable as e:
+                logger.warning("%s", e)
+            except UnknownTopic:
+                now = self._monotonic()
+                doubted_until = now + TOPIC_GRACE_S if doubted_until is None else doubted_until
+                if now >= doubted_until:
+                    raise
+            if self._should_stop():
+                raise Stopped
+            self._sleep(ASK_AGAIN_S)
+
     def _loaded_to(
         self, scope: str, tps: Sequence[TopicPartition], marks: Mapping[TopicPartition, tuple[int, int]]
     ) -> dict[TopicPartition, int]:
@@ -122,6 +152,6 @@ class Reading:
     ) -> dict[TopicPartition, int]:
         """Where this worker stands that has followed a scope, but not past what its former owner had committed: of
         what came after that, dead letters may not have been delivered."""
-        committed = self.membership.committed(tps)
+        committed = self._insist(lambda: self.membership.committed(tps))
         self.committed.update(committed)
         return {tp: min(self.positions[tp], max(marks[tp][0], committed.get(tp, marks[tp][0]))) for tp in tps}

@@ -109,8 +109,8 @@ class Sink:
         self._step = 0
         self._packed = PackedNames(graph.products)
         self._wall = wall
-        self._should_stop = should_stop
-        self._sleep = sleep
+        self.should_stop = should_stop
+        self.sleep = sleep
         self._topics: list[str] = []
         self._src_topic = np.full(0, -1, dtype=np.int16)
         self._src_partition = np.zeros(0, dtype=np.int32)
@@ -273,9 +273,9 @@ class Sink:
                 if self.unavailable_since is None:
                     self.unavailable_since = self._wall()
                 self.interrupted = True
-                if self._should_stop():
+                if self.should_stop():
                     raise Stopped from None
-                self._sleep(wait_ms / 1e3)
+                self.sleep(wait_ms / 1e3)
                 wait_ms = min(2 * wait_ms, self.settings.retry_ms_max)
             else:
                 self.unavailable_since = None

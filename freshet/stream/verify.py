@@ -78,33 +78,40 @@ def wait_until_quiet(
     """
     end = monotonic() + timeout_s
     status: dict[str, Any] = {}
+    behind: list[str] = []
     goal = {f"{t}/{p}": high for (t, p), (_, high) in consumer.watermarks(inputs).items()}
     while monotonic() < end:
         statuses = read_statuses(serving, version)
         status = combined(statuses) if statuses else {}
         positions = status.get("positions", {})
-        behind = [k for k, high in goal.items() if positions.get(k, 0) < high]
+        behind = [f"{k} at {positions.get(k, 0)} of {high}" for k, high in goal.items() if positions.get(k, 0) < high]
         owed = sum(status.get(name, 0) for name in ("ripples_waiting", "rewrites_waiting", "undelivered"))
         if status.get("state") in ("live", "stopped") and not behind and not owed:
-            if not _behind_with_states(status, inputs, consumer):
+            behind = _behind_with_states(status, inputs, consumer)
+            if not behind:
                 return status
         sleep(0.1)
     raise NotQuiet(
         f"the worker is not quiet after {timeout_s:.0f} s (state {status.get('state', 'unknown')!r}, "
         f"{status.get('ripples_waiting', '?')} ripples waiting, {status.get('undelivered', '?')} records on their "
-        "way): stop the producers, or give --timeout more seconds"
+        f"way; partitions behind: {', '.join(behind[:3]) or 'none'}): stop the producers, or give "
+        "--timeout more seconds"
     )
 
 
 def _behind_with_states(
     status: dict[str, Any], inputs: Sequence[tuple[str, int]], consumer: PartitionConsumer
-) -> bool:
-    """Whether a worker of users has yet to be told states of products; to be asked when nobody owes any."""
+) -> list[str]:
+    """What a worker of users has yet to be told of states of products; to be asked when nobody owes any."""
     known = {f"{topic}/{p}" for topic, p in inputs}
     places = [place for place in status["positions"] if place not in known]
     tps = [(topic, int(p)) for topic, _, p in (place.rpartition("/") for place in places)]
     ends = consumer.watermarks(tps)
-    return any(status["positions"][place] < ends[tp][1] for place, tp in zip(places, tps, strict=True))
+    at = status["positions"]
+    return [
+        f"{place} at {at[place]} of {ends[tp][1]}"
+        for place, tp in zip(places, tps, strict=True) if at[place] < ends[tp][1]
+    ]  # fmt: skip
 
 
 def rebuild(

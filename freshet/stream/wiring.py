@@ -61,8 +61,9 @@ def settings_of(environment: Mapping[str, str], bootstrap: str | None, redis: st
 
 
 def worker_settings(
-    settings: Settings, role: str | None, name: str | None, standby: bool, snapshots: str | None
-) -> Settings:
+    settings: Settings, role: str | None = None, name: str | None = None, standby: bool = False,
+    snapshots: str | None = None,
+) -> Settings:  # fmt: skip
     """Settings with what `freshet worker` overrides."""
     if role is not None and role not in set(Role):
         raise FreshetError(f"--role {role} is no role of a worker: it is one of {', '.join(Role)}")

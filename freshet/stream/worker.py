@@ -150,7 +150,7 @@ class Worker:
         self.role = updater.role
         self.name = name
         self.freshness = Freshness()
-        self.reading = Reading(consumer, membership, snapshots)
+        self.reading = Reading(consumer, membership, snapshots, sink.should_stop, monotonic, sink.sleep)
         self.completeness = Completeness(
             updater, sink, serving, name, self._before_whole, self.settings.rewrite_chunk, progress
         )

@@ -17,11 +17,12 @@ import msgspec
 
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.embedded import EmbeddedRedis
 from freshet.stream.events import Event, Kind, Product, Profile, Purchase, Session, View
 from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
 from freshet.stream.records import Outgoing
 from freshet.stream.settings import Settings, as_environment
-from freshet.stream.verify import Report, wait_until_quiet
+from freshet.stream.verify import NotQuiet, Report, wait_until_quiet
 from freshet.stream.wiring import open_store, run_verify
 from freshet.stream.worker import partitions_of
 from freshet.stream.worker_status import status_blob
@@ -44,6 +45,8 @@ class Fleet:
 
     def __init__(self, work: Path, bundle: Path, version: str, settings: Settings) -> None:
         self.work, self.bundle, self.version, self.settings = work, bundle, version, settings
+        self.redis = EmbeddedRedis()
+        """The Redis of this fleet, where a test may stop it."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Fleet:
@@ -57,14 +60,15 @@ class Fleet:
                 process.kill()
             process.wait()
 
-    def start(self, name: str, role: str, *more: str, **environment: str) -> None:
-        """Start a worker, again under a name that was there before."""
+    def start(self, name: str, role: str, *more: str, first: str = "") -> None:
+        """Start a worker, again under a name that was there before. `first` is Python that its process runs before."""
+        program = f"{first}\nfrom freshet.stream.cli import main\nmain()"
         command = [
-            sys.executable, "-m", "freshet.stream.cli", "worker", "--bundle", str(self.bundle),
+            sys.executable, "-c", program, "worker", "--bundle", str(self.bundle),
             "--bootstrap", self.settings.kafka.bootstrap, "--redis", self.settings.redis.url,
             "--role", role, "--name", name, *more,
         ]  # fmt: skip
-        env = {**os.environ, "FRESHET_LOG": "INFO", **as_environment(self.settings), **environment}
+        env = {**os.environ, "FRESHET_LOG": "INFO", **as_environment(self.settings)}
         with self.log(name).open("ab") as out:
             self.processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
@@ -114,9 +118,12 @@ class Fleet:
         finally:
             consumer.close()
 
-    def verify(self, timeout_s: float = 60.0) -> Report:
+    def verify(self, backfill: Path | None = None, timeout_s: float = 60.0) -> Report:
         """What `freshet verify` finds."""
-        return run_verify(self.settings, self.bundle, None, None, timeout_s, Quiet())  # type: ignore[arg-type]
+        try:
+            return run_verify(self.settings, self.bundle, backfill, None, timeout_s, Quiet())  # type: ignore[arg-type]
+        except NotQuiet as e:
+            raise AssertionError(f"{e}\n{self.last_words()}") from e
 
     def publish(self, events: list[Event]) -> None:
         """Publish events and wait until the broker has them."""

@@ -13,7 +13,7 @@ from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
-from freshet.stream.events import Kind, View
+from freshet.stream.events import View
 from freshet.stream.freshness import Freshness
 from freshet.stream.kafka import KafkaError
 from freshet.stream.membership import Alone
