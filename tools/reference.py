@@ -25,8 +25,8 @@ def commands() -> str:
         "",
         "Written by `python -m tools.reference` from the command line itself; do not edit.",
         "",
-        "Exit codes: 0 done; 1 a check failed (`verify`); 2 the call or the input is wrong; 3 a server does not "
-        "answer; 4 another worker took over; 130 interrupted.",
+        "Exit codes: 0 done; 1 a check failed (`verify`, `snapshot verify`); 2 the call or the input is wrong; 3 a "
+        "server does not answer; 4 another worker took over; 130 interrupted.",
         "",
     ]
     for name, command in _commands(typer.main.get_command(app), "freshet"):

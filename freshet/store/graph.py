@@ -173,7 +173,11 @@ class GraphStore:
             self.user_attributes.key[user] = KEY_MAX
 
     def _reserve(self) -> None:
-        users, products = len(self.users), len(self.products)
+        self.make_room(len(self.users), len(self.products))
+
+    def make_room(self, users: int, products: int) -> None:
+        """Room for the lists of so many users and products, so that what arrives piece by piece is not copied as
+        often."""
         self.purchased.reserve(users, products)
         self.viewed.reserve(users, products)
         self.sessions.reserve(users, products)

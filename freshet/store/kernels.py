@@ -65,6 +65,12 @@ def _move(a, b, nbr, time, key, value, flag, nxt, prv, first):  # type: ignore[n
             prv[q] = b
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _wrapped(place, cap):  # type: ignore[no-untyped-def]
+    """A place below `2 * cap` of a ring of `cap`; a division would cost more than everything around it."""
+    return place - cap if place >= cap else place
+
+
 @njit(cache=True, nogil=True)
 def merge_entries(  # type: ignore[no-untyped-def]
     rows, nbrs, times, keys, values, flags, cap, head, length, nbr, time, key, value, flag, nxt, prv, first, changed
@@ -86,7 +92,7 @@ def merge_entries(  # type: ignore[no-untyped-def]
         pos = n
         same = -1
         while pos > 0:
-            s = base + (h + pos - 1) % cap
+            s = base + _wrapped(h + pos - 1, cap)
             if time[s] < t or (time[s] == t and key[s] < k):
                 break
             if time[s] == t and key[s] == k:
@@ -110,15 +116,16 @@ def merge_entries(  # type: ignore[no-untyped-def]
             if pos == 0:
                 continue
             _unlink(base + h, nbr, nxt, prv, first)
-            h = (h + 1) % cap
+            h = _wrapped(h + 1, cap)
             head[r] = h
             pos -= 1
             n -= 1
         else:
             length[r] = n + 1
         for j in range(n, pos, -1):
-            _move(base + (h + j - 1) % cap, base + (h + j) % cap, nbr, time, key, value, flag, nxt, prv, first)
-        s = base + (h + pos) % cap
+            a = base + _wrapped(h + j - 1, cap)
+            _move(a, base + _wrapped(h + j, cap), nbr, time, key, value, flag, nxt, prv, first)
+        s = base + _wrapped(h + pos, cap)
         nbr[s] = nbrs[i]
         time[s] = t
         key[s] = k
@@ -126,6 +133,26 @@ def merge_entries(  # type: ignore[no-untyped-def]
         flag[s] = flags[i]
         _link(s, nbr, nxt, prv, first)
         changed[i] = True
+
+
+@njit(cache=True, nogil=True)
+def copy_entries(  # type: ignore[no-untyped-def]
+    rows, cap, head, length, nbr, time, key, value, flag, out_row, out_nbr, out_time, out_key, out_value, out_flag
+):
+    """The entries of `rows`, oldest first, one row after the other; writes the six outputs."""
+    n = 0
+    for r in rows:
+        base = np.int64(r) * cap
+        h = np.int64(head[r])
+        for j in range(length[r]):
+            s = base + _wrapped(h + j, cap)
+            out_row[n] = r
+            out_nbr[n] = nbr[s]
+            out_time[n] = time[s]
+            out_key[n] = key[s]
+            out_value[n] = value[s]
+            out_flag[n] = flag[s]
+            n += 1
 
 
 @njit(cache=True, nogil=True)

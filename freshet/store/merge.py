@@ -72,10 +72,16 @@ class SessionEntries:
 
 def entries_of(lists: NeighborLists, rows: I32) -> Entries:
     """Copies of the entries in these rows."""
-    which, place = _ragged(lists.length[rows])
-    row = rows[which]
-    slot = row.astype(np.int64) * lists.capacity + (lists.head[row].astype(np.int64) + place) % lists.capacity
-    return Entries(row, lists.nbr[slot], lists.time[slot], lists.key[slot], lists.value[slot], lists.flag[slot])
+    n = int(lists.length[rows].sum())
+    out = Entries(
+        np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.uint64),
+        np.empty(n, np.float32), np.empty(n, np.uint8),
+    )  # fmt: skip
+    kernels.copy_entries(
+        rows, lists.capacity, lists.head, lists.length, lists.nbr, lists.time, lists.key, lists.value, lists.flag,
+        out.row, out.nbr, out.time, out.key, out.value, out.flag,
+    )  # fmt: skip
+    return out
 
 
 def sessions_of(lists: SessionLists, users: I32) -> SessionEntries:
@@ -228,7 +234,7 @@ class Merge:
         new = lists_of(self.graph, relation).merge(
             rows[k], nbrs[k], part.time[k], part.key[k], part.value[k], flags[k]
         )  # fmt: skip
-        self.changed.setdefault(relation, []).append(np.unique(rows[k][new]))
+        self.changed.setdefault(relation, []).append(_distinct(rows[k][new]))
 
     def sessions(self, part: SessionEntries) -> None:
         """The newest event of each session, then top-K."""
@@ -240,7 +246,7 @@ class Merge:
             users, part.session, part.time, part.key, _here(self.device_of, part.device), part.duration_s,
             part.item_start, _here(self.product_of, part.product), part.position, part.click,
         )  # fmt: skip
-        self.changed.setdefault("has_session", []).append(np.unique(users[new]))
+        self.changed.setdefault("has_session", []).append(_distinct(users[new]))
 
     def _until(self) -> I64:
         """Up to when each user of the graph is forgotten, and nobody (-1) never."""
@@ -262,7 +268,13 @@ class Merge:
 
 
 def _union(parts: list[I32]) -> I32:
-    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int32)
+    return _distinct(np.sort(np.concatenate(parts))) if parts else np.zeros(0, dtype=np.int32)
+
+
+def _distinct(rows: I32) -> I32:
+    """Adjacent equal rows once: a piece holds the entries of a row together."""
+    out: I32 = rows[np.append(True, rows[1:] != rows[:-1])] if rows.shape[0] else rows
+    return out
 
 
 def _numbers(ids: IdMap) -> I32:

@@ -32,7 +32,7 @@ from freshet.store.attributes import NEVER_MS, Registers
 from freshet.store.columns import I32, I64, U64, Bool, ProductAttributes, UserAttributes
 from freshet.store.graph import PRODUCT_LISTS, USER_LISTS, GraphLimits, GraphStore, Touched
 from freshet.store.ids import IdMap
-from freshet.store.lists import grown
+from freshet.store.lists import ROWS_MIN, grown
 from freshet.store.merge import (
     Entries,
     Merge,
@@ -52,6 +52,9 @@ LOAD_ORDER = (
 NAMES = LOAD_ORDER[:3]
 ROWS_AT_A_TIME = 16_384
 """Rows looked at for one part, at most; what a part costs is bounded by its entries and by this."""
+
+REGISTER_ENTRIES = 20
+"""What copying a node's attributes costs, in list entries."""
 
 ENTRY = np.dtype([("row", "<i4"), ("nbr", "<i4"), ("time", "<i8"), ("key", "<u8"), ("value", "<f4"), ("flag", "u1")])
 FORGOTTEN = np.dtype([("user", "<i4"), ("until", "<i8")])
@@ -81,10 +84,12 @@ class SnapshotHead:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a snapshot: copies, which hold nothing of the graph. `content` is as the section says."""
+    """A piece of a snapshot: copies, which hold nothing of the graph. `content` is as the section says; `count` is
+    how many nodes or entries it holds."""
 
     section: str
     content: NDArray[Any] | bytes
+    count: int = 0
 
 
 class _Names(msgspec.Struct):
@@ -212,22 +217,22 @@ def _sessions(graph: GraphStore, judge: Judge, entries_max: int) -> Iterator[NDA
 def _registers(
     section: str, ids: IdMap, registers: Registers[Any], judge: Judge, entries_max: int
 ) -> Iterator[Part]:  # fmt: skip
-    """Registers that somebody wrote. One counts as ten entries, and more where it holds a long text or a vector."""
+    """Registers that somebody wrote. One counts as several entries, and more where it holds a long text or a vector."""
     start = 0
     while start < len(ids):
-        window = np.arange(start, min(start + max(1, entries_max // 10), len(ids)), dtype=np.int32)
+        window = np.arange(start, min(start + max(1, entries_max // REGISTER_ENTRIES), len(ids)), dtype=np.int32)
         numbers = window[judge(window) & (registers.time[window] != NEVER_MS)]
         values = registers.take(numbers)
-        size = np.cumsum([10 + _size(value) for value in values], dtype=np.int64)
+        size = np.cumsum([REGISTER_ENTRIES + _size(value) for value in values], dtype=np.int64)
         fit = max(1, int(np.searchsorted(size, entries_max, side="right")))
         start = int(numbers[fit]) if fit < numbers.shape[0] else int(window[-1]) + 1
         if numbers.shape[0]:
-            numbers = numbers[:fit]
+            numbers, fit = numbers[:fit], min(fit, numbers.shape[0])
             packed = _Registers(
                 _bytes(numbers, "<i4"), _bytes(registers.time[numbers], "<i8"), _bytes(registers.key[numbers], "<u8"),
                 msgspec.Raw(msgspec.msgpack.encode(values[:fit])),
             )  # fmt: skip
-            yield Part(section, msgspec.msgpack.encode(packed))
+            yield Part(section, msgspec.msgpack.encode(packed), fit)
 
 
 def _size(value: UserAttributes | ProductAttributes | None) -> int:
@@ -244,7 +249,7 @@ def _names(section: str, ids: IdMap, judge: Judge | None, used: _Used) -> Iterat
         known = np.array([name is not None for name in names], dtype=np.bool_)
         if known.any():
             packed = _Names(_bytes(numbers[known], "<i4"), [name for name in names if name is not None])
-            yield numbers[known], Part(section, msgspec.msgpack.encode(packed))
+            yield numbers[known], Part(section, msgspec.msgpack.encode(packed), len(packed.name))
 
 
 def _forgotten_hashes(graph: GraphStore, entries_max: int) -> Iterator[Part]:
@@ -286,6 +291,7 @@ def absorb(graph: GraphStore, head: SnapshotHead, parts: Iterable[Part]) -> Touc
             waiting.append(part)
     for part in sorted(waiting, key=lambda part: _place(part.section)):
         loading.take(part)
+    loading.number()
     return loading.merge.touched()
 
 
@@ -301,6 +307,7 @@ class _Loading:
     def __init__(self, graph: GraphStore) -> None:
         self.graph, self.merge = graph, Merge(graph)
         self.has_names = False
+        self._names: dict[str, list[tuple[I32, list[str]]]] = {section: [] for section in NAMES}
 
     def take(self, part: Part) -> None:
         """Check and merge one part. Raises SnapshotCorrupt."""
@@ -310,8 +317,10 @@ class _Loading:
             names = _decoded(part, _Names)
             numbers = _column(names.number, "<i4", len(names.name))
             _require(bool((numbers >= 0).all()), part, "a negative number")
-            getattr(self.merge, f"name_{part.section}")(numbers, names.name)
-        elif part.section in ("user_attributes", "product_attributes"):
+            self._names[part.section].append((numbers, names.name))
+            return
+        self.number()
+        if part.section in ("user_attributes", "product_attributes"):
             self._attributes(part)
         elif part.section == "sessions":
             self._sessions(_array(part, session_dtype(self.graph.limits.session_items_max)), part)
@@ -326,6 +335,16 @@ class _Loading:
             self.graph.event_time_max = max(self.graph.event_time_max, int(newest))
         else:
             self._entries(_array(part, ENTRY), part)
+
+    def number(self) -> None:
+        """Number all names at once, with the room that doubling would have come to: growing copies every list."""
+        users, products = (sum(len(names) for _, names in self._names[section]) for section in NAMES[:2])
+        self.graph.make_room(_doubled(len(self.graph.users) + users), _doubled(len(self.graph.products) + products))
+        for section, found in self._names.items():
+            if found:
+                numbers = np.concatenate([numbers for numbers, _ in found])
+                getattr(self.merge, f"name_{section}")(numbers, [name for _, names in found for name in names])
+                found.clear()
 
     def _attributes(self, part: Part) -> None:
         kind: Any = UserAttributes if part.section == "user_attributes" else ProductAttributes
@@ -368,6 +387,11 @@ class _Loading:
 
     def _known_products(self, numbers: I32, part: Part) -> None:
         _require(self.merge.has_products(numbers), part, "a product without an id")
+
+
+def _doubled(size: int) -> int:
+    """`ROWS_MIN` doubled until it is no less than `size`; 0 for 0."""
+    return max(ROWS_MIN, 1 << (size - 1).bit_length()) if size else 0
 
 
 def _require(holds: bool, part: Part, what: str) -> None:

@@ -61,7 +61,7 @@ class SnapshotPlace(Protocol):
 def snapshot_name(head: SnapshotHead, token: str) -> str:
     """The name of a snapshot; `token`, lower-case letters and digits, tells apart what was made in one millisecond."""
     name = f"{head.created_ms:015d}-{head.scope}-{token}.snapshot"
-    if not NAME.fullmatch(name):
+    if parse_name(name) != SnapshotName(head.created_ms, token, head.scope):
         raise ValueError(f"scope {head.scope!r} and token {token!r} make no name: [a-z0-9-]+ and [a-z0-9]+ do")
     return name
 

@@ -1,7 +1,7 @@
 """The command line `freshet`. Each command is a thin door: the work stands in the modules it imports when called.
 
-Exit codes: 0 done; 1 a check failed (`verify`); 2 the call or the input is wrong; 3 a server does not answer;
-4 another worker took over; 130 interrupted.
+Exit codes: 0 done; 1 a check failed (`verify`, `snapshot verify`); 2 the call or the input is wrong; 3 a server does
+not answer; 4 another worker took over; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_backfill, cli_evaluate, cli_model, cli_query, cli_replay_eval
+from freshet.stream import cli_backfill, cli_evaluate, cli_model, cli_query, cli_replay_eval, cli_snapshot
 
 app = typer.Typer(
     name="freshet",
@@ -33,6 +33,7 @@ topics_app = typer.Typer(help="Create and describe the topics.", no_args_is_help
 deadletter_app = typer.Typer(help="Look at events that could not be used.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(deadletter_app, name="deadletter")
+app.add_typer(cli_snapshot.snapshot_app, name="snapshot")
 
 console = Console(stderr=True)
 

@@ -38,6 +38,9 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         "topics create",
         "topics describe",
         "deadletter list",
+        "snapshot list",
+        "snapshot inspect",
+        "snapshot verify",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:
