@@ -59,7 +59,7 @@ def test_a_record_that_needs_nothing_is_sent_byte_for_byte() -> None:
 
 @pytest.mark.parametrize(
     ("stated", "ms"),
-    [(T // 1000, T), (T * 1000 + 7, T), (T * 10**6 + 7, T), (T / 1000, T), (float(T), T), (631_152_000, 631_152_000_000)],
+    [(T // 1000, T), (T * 1000 + 7, T), (T * 10**6, T), (T / 1000, T), (float(T), T), (631_152_000, 631152 * 10**6)],
 )
 def test_a_time_in_another_unit_becomes_milliseconds(stated: float, ms: int) -> None:
     body, found = fixed(letter(VIEW | {"timestamp": stated}))
