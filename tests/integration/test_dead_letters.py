@@ -111,7 +111,8 @@ def outgoing(system: LocalSystem, event: View, **changes: Any) -> Outgoing:
 
 
 def golden_bad(system: LocalSystem) -> list[tuple[Outgoing, str]]:
-    """Every rejected record of the golden files, for this system's topics, and its reason."""
+    """Every rejected record of the golden files, for this system's topics, and its reason; but for those without a
+    key on the compacted topics, which Apache Kafka itself refuses."""
     topic_of = {kind: topic for topic, kind in topics.kinds(system.settings.topics).items()}
     found = []
     for case in CASES:
@@ -119,7 +120,8 @@ def golden_bad(system: LocalSystem) -> list[tuple[Outgoing, str]]:
             r = record_of(case)
             headers = tuple((name, value or b"") for name, value in r.headers)
             record = Outgoing(topic_of[Kind(case["kind"])], r.key, r.value, headers, r.timestamp_ms)
-            found.append((record, case["reason"]))
+            if r.key is not None or case["kind"] not in ("product", "profile"):
+                found.append((record, case["reason"]))
     return found
 
 
