@@ -54,6 +54,8 @@ def check(bundle: Bundle) -> None:
     check_config(bundle.config, bundle.features)
     products = list(bundle.vocabulary.row_of)
     _check_ids(products, "product_id of the vocabulary")
+    rows = sorted(bundle.vocabulary.row_of.values())
+    _require(rows == list(range(1, len(products) + 1)), "product_id of the vocabulary names an id twice")
     for name in ("price_edges", "signup_edges"):
         _check_edges(getattr(bundle.vocabulary, name), name)
     _check_weights(bundle.weights, weight_shapes(bundle.config, bundle.features, len(products) + 1))
