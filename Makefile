@@ -21,7 +21,7 @@ DEMO := $(STATE)/demo-$(KEY)
 TEST := $(STATE)/test-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench setup clean system
+.PHONY: help demo test check fuzz lint bench setup clean system
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -34,6 +34,9 @@ test: $(TEST) system ## set up, then run every test (PYTEST_ARGS=... chooses)
 
 check: $(TEST) ## the tests that need nothing but Python: before every commit
 	$(BIN)/python -m pytest -m 'not integration' tests/unit tests/property $(PYTEST_ARGS)
+
+fuzz: $(TEST) ## the fuzz tests for an hour or so (FUZZ_FACTOR=n: n times the examples of make test)
+	FUZZ_FACTOR=$${FUZZ_FACTOR:-100} $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: $(TEST) ## ruff and mypy
 	$(BIN)/ruff check .

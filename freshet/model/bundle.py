@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -30,19 +31,27 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
 from freshet.errors import FreshetError
-from freshet.model.config import FeatureConfig, LayerReads, TowerConfig
+from freshet.model import bundle_check
+from freshet.model.config import FeatureConfig, TowerConfig
 from freshet.model.features import Vocabulary
 from freshet.store import columns
 from freshet.store.columns import F32, I32, I64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
-from freshet.store.lists import Gather
-from freshet.store.popularity import FrozenPopularity, PopularityConfig
+from freshet.store.popularity import FrozenPopularity
 from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
 
 FORMAT_VERSION = 3
 PARITY_ATOL = 1e-5
+HEAD_BYTES_MAX = 1024 * 1024
+"""Longest bundle.json."""
 
 Kind = Literal["trained", "dayzero"]
+
+FILES = {
+    "weights.safetensors", "vocabulary.json", "copurchase.safetensors", "popular.json", "ranker.json", "card.json",
+    "card.html", "parity.json", "parity.safetensors",
+}  # fmt: skip
+"""What a bundle may consist of beside its head; nothing else is opened, whatever the head names."""
 
 
 class BundleError(FreshetError):
@@ -90,7 +99,7 @@ class Fixture:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A frozen model. `weights` hold float32 arrays by name (see `towers.weight_shapes`); `cut_ms` is the time
+    """A frozen model. `weights` hold float32 arrays by name (see `weights.weight_shapes`); `cut_ms` is the time
     up to which purchases are counted in `pairs`; `popular` are popularities at the cut, greatest first; `ranker`
     ranks what the towers find with what the user bought. `card` and `page` say how well, as JSON and HTML; they are no
     part of the version."""
@@ -251,38 +260,54 @@ def _load(path: Path) -> Bundle:
     head = _read_head(path)
     data = {name: _read(path, name, digest) for name, digest in head["blake2b"].items()}
     try:
-        words = json.loads(data["vocabulary.json"])
-        pairs = load_tensors(data["copurchase.safetensors"])
-        fixture = _load_fixture(data) if "parity.json" in data else None
-        return Bundle(
-            kind=head["kind"],
-            config=_tower_config(head["config"]),
-            features=FeatureConfig(**head["features"]),
-            weights=load_tensors(data["weights.safetensors"]),
-            vocabulary=Vocabulary(
-                {p: i + 1 for i, p in enumerate(words["product_id"])},
-                tuple(words["price_edges"]),
-                tuple(words["signup_edges"]),
-            ),
-            cut_ms=head["cut_ms"],
-            pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
-            popular=[(p, n) for p, n in json.loads(data["popular.json"])],
-            ranker=load_weights(data["ranker.json"]),
-            card=json.loads(data["card.json"]),
-            page=data["card.html"].decode() if "card.html" in data else "",
-            fixture=fixture,
-            model_version=head["model_version"],
-        )
+        bundle = _understood(head, data)
+        bundle_check.check(bundle)
+        return bundle
     except KeyError as e:
         raise BundleError(f"the bundle at {path} lacks {e.args[0]}; write it again") from e
-    except (TypeError, ValueError, SafetensorError, RankerCorrupt) as e:
+    except (TypeError, ValueError, OverflowError, RecursionError, SafetensorError, RankerCorrupt) as e:
         raise BundleError(f"the bundle at {path} cannot be understood: {e}") from e
+
+
+def _understood(head: dict[str, Any], data: Mapping[str, bytes]) -> Bundle:
+    """The bundle that its files hold, not yet checked."""
+    words, popular, card = (_object(data, name) for name in ("vocabulary.json", "popular.json", "card.json"))
+    pairs = load_tensors(data["copurchase.safetensors"])
+    if head["kind"] not in ("trained", "dayzero") or type(head["cut_ms"]) is not int:
+        raise ValueError(f"kind is {head['kind']!r} and cut_ms {head['cut_ms']!r}")
+    return Bundle(
+        kind=head["kind"],
+        config=bundle_check.converted(head["config"], TowerConfig, "config"),
+        features=bundle_check.converted(head["features"], FeatureConfig, "features"),
+        weights=load_tensors(data["weights.safetensors"]),
+        vocabulary=Vocabulary(
+            {p: i + 1 for i, p in enumerate(words["product_id"])},
+            tuple(words["price_edges"]),
+            tuple(words["signup_edges"]),
+        ),
+        cut_ms=head["cut_ms"],
+        pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
+        popular=[(p, n) for p, n in popular],
+        ranker=load_weights(data["ranker.json"]),
+        card=card,
+        page=data["card.html"].decode() if "card.html" in data else "",
+        fixture=_load_fixture(data) if "parity.json" in data else None,
+        model_version=head["model_version"],
+    )
+
+
+def _object(data: Mapping[str, bytes], name: str) -> Any:
+    """The JSON in a file; a list where there is `popular`, else an object."""
+    found, kind = json.loads(data[name]), list if name == "popular.json" else dict
+    if not isinstance(found, kind):
+        raise ValueError(f"{name} holds no JSON {'list' if kind is list else 'object'}")
+    return found
 
 
 def _read_head(path: Path) -> dict[str, Any]:
     try:
         head = json.loads(_read(path, "bundle.json", None))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BundleError(f"{path / 'bundle.json'} is not JSON: {e}; the bundle is damaged") from e
     version = head.get("format_version") if isinstance(head, dict) else None
     if version != FORMAT_VERSION:
@@ -291,16 +316,33 @@ def _read_head(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; train the bundle again, or use the Freshet that wrote it"
         )
     claimed = head.pop("self_blake2b", None)
-    if claimed != _digest(_json(head)):
+    if claimed != _checksum(head):
         raise BundleError(f"{path / 'bundle.json'} does not match its checksum; the bundle is damaged")
-    if not isinstance(head.get("blake2b"), dict):
+    named = head.get("blake2b")
+    if not isinstance(named, dict):
         raise BundleError(f"{path / 'bundle.json'} lacks the checksums of its files")
+    if unknown := sorted(set(named) - FILES):
+        raise BundleError(f"{path / 'bundle.json'} names {unknown[0][:64]!r}, which is no file of a bundle")
     found: dict[str, Any] = head
     return found
 
 
+def _checksum(head: dict[str, Any]) -> str | None:
+    """Of a head without its own checksum; None of what we would never have written."""
+    try:
+        return _digest(_json(head))
+    except ValueError:  # a lone surrogate
+        return None
+
+
 def _read(path: Path, name: str, digest: str | None) -> bytes:
     try:
+        # A device or a pipe in the place of a file would never end. Links are fine: volumes are mounted so.
+        status = (path / name).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path / name} is no file: {path} is not a whole bundle")
+        if digest is None and status.st_size > HEAD_BYTES_MAX:
+            raise BundleError(f"{path / name} has {status.st_size} bytes: it is no head of a bundle")
         data = (path / name).read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{path / name} is missing: {path} is not a whole bundle") from None
@@ -359,14 +401,6 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
-def _tower_config(raw: dict[str, Any]) -> TowerConfig:
-    def layers(tower: dict[str, Any]) -> LayerReads:
-        return LayerReads(**{layer: {r: Gather(**g) for r, g in reads.items()} for layer, reads in tower.items()})
-
-    popularity = raw["popularity"] and PopularityConfig(**raw["popularity"])
-    return TowerConfig(**(raw | {"user": layers(raw["user"]), "item": layers(raw["item"]), "popularity": popularity}))
-
-
 def _dump_fixture(fixture: Fixture) -> dict[str, bytes]:
     texts: dict[str, Any] = {"users": fixture.users, "products": fixture.products, "events": {}}
     arrays: dict[str, NDArray[Any]] = {
@@ -386,8 +420,10 @@ def _dump_fixture(fixture: Fixture) -> dict[str, bytes]:
 
 
 def _load_fixture(data: Mapping[str, bytes]) -> Fixture:
-    texts, arrays = json.loads(data["parity.json"]), load_tensors(data["parity.safetensors"])
+    texts, arrays = _object(data, "parity.json"), load_tensors(data["parity.safetensors"])
     tables: dict[str, Any] = {}
+    if not isinstance(texts["events"], dict):
+        raise ValueError("the events of parity.json are no JSON object")
     for table, kind in _TABLES.items():
         values = dict(texts["events"].get(table, {}))
         for name in values:
@@ -411,10 +447,9 @@ _TABLES: dict[str, type[Any]] = {
 }
 
 
-def _attributes(table: str, raw: dict[str, Any] | None) -> ProductAttributes | UserAttributes | None:
+def _attributes(table: str, raw: Any) -> ProductAttributes | UserAttributes | None:
     if raw is None:
         return None
     if table == "profiles":
-        return UserAttributes(**raw)
-    tuples = {k: tuple(raw[k]) for k in ("category", "description_emb") if raw.get(k) is not None}
-    return ProductAttributes(**(raw | tuples))
+        return bundle_check.converted(raw, UserAttributes, "attributes of a profile")
+    return bundle_check.converted(raw, ProductAttributes, "attributes of a product")

@@ -24,7 +24,7 @@ from freshet.model.bundle import Bundle, FrozenPairs
 from freshet.model.config import FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, Vocabulary, product_codes, quantile_edges
 from freshet.model.parity import make_fixture
-from freshet.model.towers import weight_shapes
+from freshet.model.weights import weight_shapes
 from freshet.store.columns import F32, I32, I64, Bool
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.history import History, Lines

@@ -29,7 +29,8 @@ from torch_geometric.sampler import (
 from freshet.model.config import DAY_MS, FeatureConfig, TowerConfig
 from freshet.model.features import ProductCodes, UserCodes, session_codes
 from freshet.model.neighborhood import EdgeType, Neighborhood, Walk, named_devices, walk
-from freshet.model.towers import LAYERS, ROLES, edge_types
+from freshet.model.towers import edge_types
+from freshet.model.weights import LAYERS, ROLES
 from freshet.store.columns import F32, I32, I64
 from freshet.store.history import History, PairHistory, TimedLists
 from freshet.store.lists import Block, Gather

@@ -29,9 +29,10 @@ from freshet.model.parity import make_fixture
 from freshet.model.peers import Peers
 from freshet.model.runs import Runs
 from freshet.model.sampler import Candidates, PairSnapshots, Seeds, TemporalSampler
-from freshet.model.towers import Towers, weight_shapes
+from freshet.model.towers import Towers
 from freshet.model.train_config import TrainConfig
 from freshet.model.validation import Validation
+from freshet.model.weights import weight_shapes
 from freshet.store.columns import F32, Bool
 from freshet.store.history import History
 from freshet.store.popularity import PopularityConfig

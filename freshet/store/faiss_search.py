@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.store.columns import F32, I64, Bool
+from freshet.store.hnsw_format import check_graph
 from freshet.store.index_settings import IndexSettings
 
 faiss: Any = _faiss  # its stubs know only the signatures of C++, not those that Python sees
@@ -79,6 +80,7 @@ class Hnsw:
     @classmethod
     def deserialized(cls, data: bytes, dim: int, settings: IndexSettings) -> Self:
         """The inverse of `serialized`. Raises ValueError where that is no such graph of vectors [dim]."""
+        check_graph(data, dim)
         try:
             index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         except RuntimeError as e:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,10 @@ FORMAT = "freshet-item-index"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = {"ids": ".json", "vectors": ".f32", "graph": ".faiss"}
+DIM_MAX = 65_536
+MANIFEST_BYTES_MAX = 64 * 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 REMEDY = "take a new snapshot, or follow the changelog of product embeddings into a new index"
 
 
@@ -80,17 +86,20 @@ class SnapshotFiles:
 
     def rows(self, dim: int, path: Path) -> tuple[list[str], F32]:
         """The inverse of `of`: ids [n] and vectors [n, dim]. Raises IndexCorrupt where they do not fit."""
-        ids = [name for name in self.names(path) if name is not None]
-        flat = np.frombuffer(self.content["vectors"], dtype="<f4")
-        if flat.shape[0] != len(ids) * dim or not np.isfinite(flat).all():
-            raise IndexCorrupt(f"{path}: the vectors do not fit the {len(ids)} ids: {REMEDY}")
-        return ids, flat.reshape(len(ids), dim).astype(np.float32)
+        names, raw = self.names(path), self.content["vectors"]
+        ids = [name for name in names if name is not None]
+        if len(ids) != len(names) or len(raw) != 4 * len(ids) * dim:
+            raise IndexCorrupt(f"{path}: the vectors do not fit the {len(names)} ids: {REMEDY}")
+        rows = np.frombuffer(raw, dtype="<f4").reshape(len(ids), dim).astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise IndexCorrupt(f"{path} holds a vector that is not finite: {REMEDY}")
+        return ids, rows
 
     def names(self, path: Path) -> list[str | None]:
         """The ids by row; None for a dead row. Raises IndexCorrupt."""
         try:
             ids = msgspec.json.decode(self.content["ids"], type=list[str | None])
-        except msgspec.DecodeError as e:
+        except _UNREADABLE as e:
             raise IndexCorrupt(f"{path}: the ids cannot be read ({e}): {REMEDY}") from e
         live = [name for name in ids if name is not None]
         if len(set(live)) != len(live):
@@ -101,7 +110,7 @@ class SnapshotFiles:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the snapshot in the folder `path`. Raises IndexCorrupt."""
     try:
-        raw = (path / MANIFEST).read_bytes()
+        raw = _read(path / MANIFEST, MANIFEST_BYTES_MAX)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise IndexCorrupt(f"{path} holds no index snapshot ({MANIFEST} is missing): {REMEDY}") from e
     try:
@@ -112,12 +121,14 @@ def read_manifest(path: Path) -> Manifest:
             version = head.get("format_version")
             raise IndexCorrupt(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}: {REMEDY}")
         manifest = msgspec.convert(head, Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError) as e:
+    except _UNREADABLE as e:
         raise IndexCorrupt(f"{path / MANIFEST} is damaged ({e}): {REMEDY}") from e
     if manifest.blake2b != manifest.digest():
         raise IndexCorrupt(f"{path / MANIFEST} is damaged (its checksum differs): {REMEDY}")
-    if any(Path(entry.name).name != entry.name for entry in manifest.files.values()):
+    if not all(_NAME.fullmatch(entry.name) for entry in manifest.files.values()):
         raise IndexCorrupt(f"{path / MANIFEST} names a file outside its folder: {REMEDY}")
+    if not 1 <= manifest.dim <= DIM_MAX:
+        raise IndexCorrupt(f"{path / MANIFEST} states vectors of dimension {manifest.dim}: {REMEDY}")
     return manifest
 
 
@@ -144,12 +155,28 @@ def read_snapshot(path: Path, kind: str, dim: int) -> tuple[Manifest, SnapshotFi
 
 
 def _checked(path: Path, entry: FileEntry) -> bytes:
-    data = (path / entry.name).read_bytes()
+    data = _read(path / entry.name, entry.size_bytes)
     if len(data) != entry.size_bytes:
         raise IndexCorrupt(f"{path / entry.name} has {len(data)} bytes, not {entry.size_bytes}: {REMEDY}")
     if _digest(data) != entry.blake2b:
         raise IndexCorrupt(f"{path / entry.name} is damaged (its checksum differs): {REMEDY}")
     return data
+
+
+def _read(path: Path, bytes_max: int) -> bytes:
+    """The bytes of a file. Raises FileNotFoundError, NotADirectoryError, and IndexCorrupt for what is no file (a
+    device in its place would never end), cannot be read, or is larger than it may be."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise IndexCorrupt(f"{path} is no file: {REMEDY}")
+        if status.st_size > bytes_max:
+            raise IndexCorrupt(f"{path} has {status.st_size} bytes, more than {bytes_max}: {REMEDY}")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as e:
+        raise IndexCorrupt(f"cannot read {path}: {e.strerror or e}") from e
 
 
 def write_snapshot(path: Path, kind: str, dim: int, model_version: str, files: SnapshotFiles) -> None:

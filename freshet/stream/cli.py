@@ -20,7 +20,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from freshet.errors import FreshetError
-from freshet.stream import cli_backfill, cli_evaluate, cli_model, cli_query, cli_replay_eval, cli_snapshot
+from freshet.stream import (
+    cli_backfill,
+    cli_deadletter,
+    cli_evaluate,
+    cli_model,
+    cli_query,
+    cli_replay_eval,
+    cli_snapshot,
+)
 
 app = typer.Typer(
     name="freshet",
@@ -30,9 +38,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 topics_app = typer.Typer(help="Create and describe the topics.", no_args_is_help=True)
-deadletter_app = typer.Typer(help="Look at events that could not be used.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
-app.add_typer(deadletter_app, name="deadletter")
+app.add_typer(cli_deadletter.app, name="deadletter")
 app.add_typer(cli_snapshot.snapshot_app, name="snapshot")
 
 console = Console(stderr=True)
@@ -370,25 +377,6 @@ def _show_report(report: Any) -> None:
         for key, error in part.worst:
             typer.echo(f"  {key}: off by {error:.2e}")
     typer.echo("verify passed" if report.passed else "verify FAILED")
-
-
-@deadletter_app.command("list")
-def deadletter_list(
-    limit: Annotated[int, typer.Option(help="Newest to show.", min=1)] = 20,
-    bootstrap: Bootstrap = None,
-    as_json: AsJson = False,
-) -> None:
-    """The newest dead letters with their reasons."""
-    from freshet.stream.wiring import read_dead_letters
-
-    letters = read_dead_letters(_settings(bootstrap), limit)
-    if as_json:
-        _print_json(letters)
-        return
-    for letter in letters:
-        typer.echo(
-            f"{letter['topic']}[{letter['partition']}]@{letter['offset']}\t{letter['reason']}\t{letter['message']}"
-        )
 
 
 for command in (*cli_model.COMMANDS, cli_query.query, cli_evaluate.evaluate, cli_backfill.backfill):

@@ -102,7 +102,7 @@ def _decode(value: bytes, kind: Kind, envelope: Envelope) -> Event | Rejection:
     try:
         if not fill:
             return decoder.decode(value)  # type: ignore[no-any-return]
-        raw = _untyped(value, envelope.format)
+        raw = untyped(value, envelope.format)
         if isinstance(raw, dict):
             raw = fill | raw
         return msgspec.convert(raw, type=STRUCT_OF[kind])
@@ -130,7 +130,7 @@ def explain_failure(
         return found
     raw: object = None
     try:
-        raw = _untyped(value, encoding)
+        raw = untyped(value, encoding)
     except msgspec.ValidationError:
         pass  # a number beyond float64, which `error` names by its field
     except FAILURES as broken:
@@ -146,7 +146,8 @@ def _undecodable(error: Exception) -> Exception:
     return ValueError("it is nested too deeply") if isinstance(error, RecursionError) else error
 
 
-def _untyped(value: bytes, encoding: Format) -> object:
+def untyped(value: bytes, encoding: Format) -> object:
+    """A value as plain maps, lists and scalars. Raises one of `FAILURES`."""
     return msgspec.json.decode(value) if encoding is Format.JSON else msgspec.msgpack.decode(value)
 
 

@@ -12,7 +12,7 @@ import heapq
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -41,6 +41,8 @@ __all__ = ["FORMAT_VERSION", "EventLog", "EventLogError", "EventLogWriter", "Man
 
 BATCH_LINES = 512
 """Lines of one kind that are held at a time while a log is streamed."""
+LINE_BYTES_MAX = 4 * 1024 * 1024
+"""Longest line. A topic takes no more in a record, and a line without end would be read into memory whole."""
 SEEK_BYTES = 64 * 1024
 """How near to the first event wanted the search for it stops."""
 
@@ -201,7 +203,8 @@ class EventLog:
                 if since_ms is not None and path.suffix != ".gz":
                     file.seek(_seek(file, path.stat().st_size, since_ms))
                 offset = file.tell()
-                while lines := list(islice(file, size)):
+                bounded = iter(partial(file.readline, LINE_BYTES_MAX + 1), b"")
+                while lines := list(islice(_within(bounded, path), size)):
                     yield offset, lines
                     offset += sum(map(len, lines))
         except (EOFError, OSError, zlib.error) as error:
@@ -298,6 +301,13 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def _within(lines: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    for line in lines:
+        if len(line) > LINE_BYTES_MAX:
+            raise EventLogError(f"{path}: a line has more than {LINE_BYTES_MAX} bytes: split the order or session")
+        yield line
+
+
 def _check(event: Event) -> Rejection | None:
     return check(event, Context(owner_of(event).encode(), 0, _LIMITS))
 
@@ -323,9 +333,9 @@ def _seek(file: IO[bytes], size: int, since_ms: int) -> int:
     while high - low > SEEK_BYTES:
         middle = (low + high) // 2
         file.seek(middle)
-        file.readline()
+        file.readline(LINE_BYTES_MAX)
         start = file.tell()
-        if start < high and _is_before(file.readline(), since_ms):
+        if start < high and _is_before(file.readline(LINE_BYTES_MAX), since_ms):
             low = start
         else:
             high = middle

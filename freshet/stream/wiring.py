@@ -416,36 +416,3 @@ def _same_version(bundle: Bundle, status: dict[str, Any]) -> None:
             f"the bundle is version {bundle.model_version}, but readers are served {status['model_version']}: "
             "name the worker's bundle with --bundle"
         )
-
-
-def read_dead_letters(settings: Settings, limit: int) -> list[dict[str, Any]]:
-    """The newest dead letters, newest last."""
-    from freshet.stream.deadletter import DeadLetterError, from_deadletter
-
-    topic = settings.topics.deadletter
-    count = TopicAdmin(settings.kafka).describe([topic])[topic]
-    if count is None:
-        raise FreshetError(f"{topic} does not exist: create the topics with `{topics.CREATE_COMMAND}`")
-    consumer = PartitionConsumer(replace(settings.kafka, group_id=f"{settings.kafka.group_id}-deadletter"))
-    try:
-        marks = consumer.watermarks([(topic, p) for p in range(count)])
-        positions = {tp: max(low, high - limit) for tp, (low, high) in marks.items()}
-        consumer.assign(positions)
-        found: list[dict[str, Any]] = []
-        while any(positions[tp] < high for tp, (_, high) in marks.items()):
-            for record in consumer.poll(limit, 0.1):
-                positions[record.topic, record.partition] = record.offset + 1
-                try:
-                    letter = from_deadletter(record)
-                except DeadLetterError:
-                    continue
-                found.append(
-                    {
-                        "topic": letter.topic, "partition": letter.partition, "offset": letter.offset,
-                        "reason": letter.reason, "message": letter.message, "value_bytes": letter.value_bytes,
-                        "dead_lettered_ms": record.timestamp_ms,
-                    }
-                )  # fmt: skip
-        return sorted(found, key=lambda letter: letter["dead_lettered_ms"])[-limit:]
-    finally:
-        consumer.close()

@@ -19,6 +19,7 @@ from freshet.store.value import decode_value
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.convert import convert
+from freshet.stream.deadletter_topic import Entry, open_dead_letters
 from freshet.stream.embedded import EmbeddedRedis, free_port
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind, Line, Product, Profile, Purchase, View
@@ -28,7 +29,7 @@ from freshet.stream.records import Outgoing
 from freshet.stream.replay import Pace, replay
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import Report
-from freshet.stream.wiring import open_follower, open_store, read_dead_letters, run_verify
+from freshet.stream.wiring import open_follower, open_store, run_verify
 from tests.integration.apache_kafka import ApacheKafka
 from tests.random_bundle import random_bundle
 
@@ -251,6 +252,11 @@ def poke(system: LocalSystem, key: str, value: bytes | None) -> None:
     client.close()
 
 
+def dead_letters(system: LocalSystem) -> list[Entry]:
+    with open_dead_letters(system.settings) as letters:
+        return letters.entries()
+
+
 def test_bad_events_are_dead_lettered_and_the_stream_goes_on(system: LocalSystem, bundle: Path) -> None:
     names = system.settings.topics
     good = encode(View("v1", "u1", "p1", NOW_MS))
@@ -279,9 +285,9 @@ def test_bad_events_are_dead_lettered_and_the_stream_goes_on(system: LocalSystem
     assert status["rejected"] == len(bad)
     assert status["events"]["view"] == 2
     deadline = time.monotonic() + 10
-    while len(letters := read_dead_letters(system.settings, 50)) < len(bad) and time.monotonic() < deadline:
+    while len(entries := dead_letters(system)) < len(bad) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sorted(letter["reason"] for letter in letters) == sorted(bad)
+    assert sorted(entry.reason for entry in entries) == sorted(bad)
     assert verified(system).passed
 
 

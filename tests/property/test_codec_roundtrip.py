@@ -166,5 +166,9 @@ def test_a_dead_letter_replays_to_the_record_it_came_from(
     out = to_deadletter(original, Rejection(Reason.UNDECODABLE, "x"), "d")
     again = replay(from_deadletter(Record("d", 0, 0, 0, out.key, out.value, out.headers)))
     assert (again.topic, again.key, again.value, again.headers, again.timestamp_ms) == (
-        "t", key, value, tuple(headers), timestamp_ms,
+        "t", key, value, (*headers, ("freshet-origin", b"t:1:2"), ("freshet-replays", b"1")), timestamp_ms,
     )  # fmt: skip
+    back = Record("t", 0, 9, 0, again.key, again.value, again.headers)
+    out = to_deadletter(back, Rejection(Reason.UNDECODABLE, "x"), "d")
+    letter = from_deadletter(Record("d", 0, 1, 0, out.key, out.value, out.headers))
+    assert (letter.headers, letter.origin, letter.replays) == (tuple(headers), ("t", 1, 2), 1)

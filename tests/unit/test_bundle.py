@@ -13,6 +13,7 @@ import pytest
 from freshet.model.bundle import Bundle, BundleError, Fixture, FrozenPairs
 from freshet.model.config import FeatureConfig, TowerConfig
 from freshet.model.features import Vocabulary
+from freshet.model.weights import weight_shapes
 from freshet.store.columns import (
     EventColumns,
     ProductAttributes,
@@ -54,7 +55,10 @@ def bundle() -> Bundle:
         kind="trained",
         config=TowerConfig(dim=4),
         features=FeatureConfig(),
-        weights={"product.id": rng.normal(size=(3, 4)).astype(np.float32)},
+        weights={
+            name: rng.normal(size=shape).astype(np.float32)
+            for name, shape in weight_shapes(TowerConfig(dim=4), FeatureConfig(), 3).items()
+        },
         vocabulary=Vocabulary({"p": 1, "q": 2}, (1.0, 2.0), (17000.0,)),
         cut_ms=1000,
         pairs=FrozenPairs(

@@ -18,10 +18,11 @@ from freshet.model.evaluation.run import EvaluateConfig, rank
 from freshet.model.evaluation.targets import Targets, Window
 from freshet.model.features import Vocabulary
 from freshet.model.offline import OfflineTowers, encode_fixture
-from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv, weight_shapes
+from freshet.model.towers import BagSAGEConv, Towers, WeightedSAGEConv
 from freshet.model.train import train
 from freshet.model.train_config import TrainConfig
 from freshet.model.validation import Validation
+from freshet.model.weights import weight_shapes
 from freshet.store.columns import EventColumns, ProductAttributes, ProductColumns, PurchaseColumns
 from freshet.store.graph import GraphStore
 from freshet.store.history import History

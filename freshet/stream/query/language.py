@@ -21,6 +21,8 @@ EXCLUDED = ("bought", "seen")
 TOP_DEFAULT, TOP_MAX = 10, 1000
 EXCERPT_CHARS = 72
 """Most characters of a line that an error shows."""
+WORDS_CHARS_MAX = 240
+"""Most characters in which an error says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,17 @@ class QueryError(FreshetError):
     """A query that cannot be understood: what is wrong, the line, a caret under the place, what was expected."""
 
     def __init__(self, what: str, text: str, place: Place, expected: str = "") -> None:
+        what, expected = _short(what), _short(expected)  # both may quote a word of any length
         lines = [what, *excerpt(text, place)]
         if expected:
             lines.append(f"  expected: {expected}")
         super().__init__("\n".join(lines))
         self.what, self.place, self.expected = what, place, expected
+
+
+def _short(text: str) -> str:
+    cut = WORDS_CHARS_MAX // 2
+    return text if len(text) <= WORDS_CHARS_MAX else f"{text[:cut]}…{text[-cut:]}"
 
 
 def excerpt(text: str, place: Place) -> list[str]:
