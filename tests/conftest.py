@@ -18,6 +18,7 @@ import pytest
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
 from freshet.stream.topics import TopicSettings
 from tests.integration.apache_kafka import ApacheKafka, Missing, fetch_jars
+from tests.redis_topologies import ClusterOfServers, WatchedByASentinel
 
 
 def lacking(what: str) -> NoReturn:
@@ -122,6 +123,34 @@ def redis_server(debian_redis: EmbeddedRedis) -> str:
 def redis_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty server of either make: a test that uses this runs on both."""
     return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[ClusterOfServers]:
+    """Three primaries, shared by all tests; none stops them."""
+    with ClusterOfServers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel() -> Iterator[WatchedByASentinel]:
+    """A primary, a replica and a sentinel, shared by all tests; none stops them."""
+    with WatchedByASentinel() as servers:
+        yield servers
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: ClusterOfServers) -> str:
+    """The URL of an empty cluster."""
+    shared_cluster.clear()
+    return shared_cluster.url
+
+
+@pytest.fixture
+def redis_sentinel(shared_sentinel: WatchedByASentinel) -> str:
+    """The URL of an empty server that a sentinel watches."""
+    shared_sentinel.clear()
+    return shared_sentinel.url
 
 
 def emptied(server: EmbeddedRedis) -> str:

@@ -62,7 +62,27 @@ class NamedBlobs(Protocol):
         ...
 
 
-class ServingState(NamedBlobs, Protocol):
+class StoreHealth(Protocol):
+    """What tells a worker that the store is not what it was."""
+
+    def sentinel(self, model_version: str) -> str | None:
+        """What `set_sentinel` left; None tells that the store has lost its data."""
+        ...
+
+    def set_sentinel(self, model_version: str, text: str) -> None:
+        """Note that this version is whole."""
+        ...
+
+    def incarnation(self) -> str:
+        """A text that is another one whenever the data may have been lost or gone back in time: after a restart or a
+        failover of any server that holds some of it. A cluster that is only rearranged may change it too.
+
+        Raises StoreUnavailable while any of those servers is away.
+        """
+        ...
+
+
+class ServingState(NamedBlobs, StoreHealth, Protocol):
     """Which version readers use, fencing tokens, and the sentinel."""
 
     def current(self) -> str | None:
@@ -78,14 +98,6 @@ class ServingState(NamedBlobs, Protocol):
 
         A store that has lost everything forgets the tokens, so pass a floor that grows: the wall clock in ms.
         """
-        ...
-
-    def sentinel(self, model_version: str) -> str | None:
-        """What `set_sentinel` left; None tells that the store has lost its data."""
-        ...
-
-    def set_sentinel(self, model_version: str, text: str) -> None:
-        """Note that this version is whole."""
         ...
 
 

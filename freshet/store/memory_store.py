@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha1
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,9 @@ def _nameless(user: str) -> str:
     return sha1(user.encode()).hexdigest()
 
 
+_BORN = count(1)
+
+
 class MemoryServingState:
     """A `ServingState` in dicts."""
 
@@ -74,6 +78,7 @@ class MemoryServingState:
         self._current: str | None = None
         self._fence: dict[str, int] = {}
         self._sentinel: dict[str, str] = {}
+        self._incarnation = str(next(_BORN))
         self._blob: dict[str, tuple[str, bytes]] = {}
 
     def current(self) -> str | None:
@@ -90,12 +95,16 @@ class MemoryServingState:
         return self._fence[scope]
 
     def sentinel(self, model_version: str) -> str | None:
-        """See `ServingState.sentinel`."""
+        """See `StoreHealth.sentinel`."""
         return self._sentinel.get(model_version)
 
     def set_sentinel(self, model_version: str, text: str) -> None:
-        """See `ServingState.set_sentinel`."""
+        """See `StoreHealth.set_sentinel`."""
         self._sentinel[model_version] = text
+
+    def incarnation(self) -> str:
+        """See `StoreHealth.incarnation`: one for as long as it lives, and its data with it."""
+        return self._incarnation
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `ServingState.put_blob`."""

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 
 HOME_OF_VENDOR = {
     "confluent_kafka": {"freshet/stream/kafka.py"},
-    "redis": {"freshet/store/redis_store.py"},
+    "redis": {"freshet/store/redis_client.py"},
     "faiss": {"freshet/store/faiss_search.py"},
     "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py", "freshet/store/value_kernels.py"},
     "polars": {"freshet/stream/convert/frames.py"},

@@ -1,0 +1,77 @@
+"""Passwords: read from files, and kept out of what is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from freshet.errors import FreshetError
+
+SHOWN_OPTIONS = {"db", "username"}
+"""Options of a URL whose values are shown; any other may be, or hold, a secret."""
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown, also where its password was not written as a URL wants it.
+
+    A password is taken to reach up to the last @, so that one with an unescaped / or # is hidden as well.
+    """
+    head, mark, query = url.partition("?")
+    if "@" in query and ("=" not in query or query.index("@") < query.index("=")):
+        head, mark, query = url, "", ""  # the ? is part of a password
+    scheme, login, place = _taken_apart(head)
+    if login is not None:
+        user, colon, _ = login.partition(":")
+        place = f"{user}{colon and ':***'}@{place}"
+    return scheme + place + mark + "&".join(_option(part) for part in query.split("&"))
+
+
+def has_password(url: str) -> bool:
+    """Whether somebody who reads this URL learns a password."""
+    return "***" in without_password(url)
+
+
+def hidden(text: str, *secrets: str | None) -> str:
+    """A text without the secrets in it, as they are written and as they are meant."""
+    for secret in secrets:
+        for form in {secret, unquote(secret)} if secret else ():
+            text = text.replace(form, "***")
+    return text
+
+
+def read_secret(secret: str | None, path: str | None, setting: str) -> str | None:
+    """A secret, or the first line of the file that holds it. Raises FreshetError naming the setting and the file."""
+    if path is None:
+        return secret
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is no text"
+        raise FreshetError(f"{setting}: {path} cannot be read ({why})") from None
+    if not lines or not lines[0]:
+        raise FreshetError(f"{setting}: {path} is empty: put the password into its first line")
+    return lines[0]
+
+
+def check_files(**paths: str | None) -> None:
+    """Raises FreshetError for a setting that names a file that is not there."""
+    for setting, path in paths.items():
+        if path is not None and not Path(path).is_file():
+            raise FreshetError(f"{setting}: there is no file {path}")
+
+
+def _taken_apart(head: str) -> tuple[str, str | None, str]:
+    """Scheme with its ://, login without the @ (None where there is none), and the rest."""
+    match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", head)
+    scheme = match[0] if match else ""
+    login, mark, place = head[len(scheme) :].rpartition("@")
+    return scheme, login if mark else None, place
+
+
+def _option(part: str) -> str:
+    name, mark, value = part.partition("=")
+    if not part or name in SHOWN_OPTIONS or (mark and (value.isdigit() or value.lower() in ("true", "false"))):
+        if "password" not in name:
+            return part
+    return f"{name}=***" if mark else "***"
