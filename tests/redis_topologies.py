@@ -73,7 +73,7 @@ class ClusterOfServers:
         for i, server in enumerate(self.servers[self._primaries :]):
             asked(server, "CLUSTER REPLICATE", asked(self.servers[i % self._primaries], "CLUSTER MYID"))
         for server in self.servers:
-            until(lambda s=server: "cluster_state:ok" in asked(s, "CLUSTER INFO"), "the cluster is whole")  # type: ignore[misc]
+            until(lambda s=server: asked(s, "CLUSTER INFO")["cluster_state"] == "ok", "the cluster is whole")  # type: ignore[misc]
         for server in self.servers[self._primaries :]:
             until(lambda s=server: asked(s, "INFO", "replication")["master_link_status"] == "up", "replicas follow")  # type: ignore[misc]
         return self
@@ -106,8 +106,7 @@ class ClusterOfServers:
 
     @staticmethod
     def _known(server: EmbeddedRedis) -> int:
-        nodes = asked(server, "CLUSTER INFO")
-        return int(nodes.split("cluster_known_nodes:")[1].split()[0] if isinstance(nodes, str) else 0)
+        return int(asked(server, "CLUSTER INFO")["cluster_known_nodes"])
 
 
 class SentinelServer(EmbeddedRedis):
