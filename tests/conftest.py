@@ -17,7 +17,8 @@ import pytest
 
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
 from freshet.stream.topics import TopicSettings
-from tests.integration.apache_kafka import ApacheKafka, Missing, fetch_jars
+from tests.certificates import Certificates, make_certificates
+from tests.integration.apache_kafka import ApacheKafka, Guarded, Missing, fetch_jars
 from tests.redis_topologies import ClusterOfServers, WatchedByASentinel
 
 
@@ -46,6 +47,32 @@ def apache_kafka() -> Iterator[ApacheKafka]:
     except Missing as missing:
         lacking(str(missing))
     server = ApacheKafka(jars)
+    try:
+        yield server.start()
+    finally:
+        server.discard()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of this test session."""
+    made = make_certificates(tmp_path_factory.mktemp("certificates"))
+    if made is None:
+        lacking("openssl is not on the PATH: install it to make certificates")
+    return made
+
+
+SASL_USER, SASL_PASSWORD = "freshet", "sasl-pass-4417"
+
+
+@pytest.fixture(scope="session")
+def guarded_kafka(certificates: Certificates) -> Iterator[ApacheKafka]:
+    """Apache Kafka that asks for a password on `sasl_port` and for a certificate on `ssl_port`."""
+    try:
+        jars = fetch_jars()
+    except Missing as missing:
+        lacking(str(missing))
+    server = ApacheKafka(jars, Guarded(SASL_USER, SASL_PASSWORD, certificates.server_both, certificates.ca))
     try:
         yield server.start()
     finally:
