@@ -114,9 +114,17 @@ class SentinelServer(EmbeddedRedis):
 
     name = "sentinel"
 
-    def __init__(self, primary: EmbeddedRedis, down_ms: int, password: str | None, own_password: str | None) -> None:
-        super().__init__()
-        self._watch = [f"sentinel monitor {SERVICE} {primary.host} {primary.port} 1"]
+    def __init__(
+        self,
+        primary: EmbeddedRedis,
+        down_ms: int,
+        password: str | None = None,
+        own_password: str | None = None,
+        port: int | None = None,
+        more: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(binary=primary.binary)
+        self._watch = [*more, f"sentinel monitor {SERVICE} {primary.host} {port or primary.port} 1"]
         self._watch.append(f"sentinel down-after-milliseconds {SERVICE} {down_ms}")
         self._watch.append(f"sentinel failover-timeout {SERVICE} 10000")
         if password:

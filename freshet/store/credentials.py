@@ -12,14 +12,19 @@ SHOWN_OPTIONS = {"db", "username"}
 """Options of a URL whose values are shown; any other may be, or hold, a secret."""
 
 
+_HOST = re.compile(r"([\w.-]+|\[[\w:.%]+\])(:\d+)?$")
+
+
 def without_password(url: str) -> str:
     """A URL as it may be shown, also where its password was not written as a URL wants it.
 
     A password is taken to reach up to the last @, so that one with an unescaped / or # is hidden as well.
     """
     head, mark, query = url.partition("?")
-    if "@" in query and ("=" not in query or query.index("@") < query.index("=")):
-        head, mark, query = url, "", ""  # the ? is part of a password
+    if "@" in query and "@" not in head and not all(map(_HOST.match, _taken_apart(head)[2].split("/")[0].split(","))):
+        head, mark, query = url, "", ""  # what comes before the ? is no host: it is part of a password
+    elif "@" in query and "@" in head and "=" not in query.partition("@")[0]:
+        head, mark, query = url, "", ""
     scheme, login, place = _taken_apart(head)
     if login is not None:
         user, colon, _ = login.partition(":")

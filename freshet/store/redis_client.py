@@ -49,7 +49,7 @@ _PASSING_CODES = {
 }
 """Answers that may pass by themselves or when somebody acts, and how to act."""
 
-_CERTIFICATE = ("CERTIFICATE", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HANDSHAKE_FAILURE")
+_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE")
 """What TLS says when waiting does not help."""
 
 
@@ -139,12 +139,15 @@ class _Cluster(_Servers):
             client = cluster.get_redis_connection(nodes[name])
             for place, answer in zip(places, _pipelined(client, [calls[p][1] for p in places]), strict=True):
                 if isinstance(answer, (AskError, TryAgainError)):  # the slot has moved, or is on its way
-                    answer = cluster.execute_command(*calls[place][1])
+                    answer = cluster.execute_command(*calls[place][1], target_nodes=nodes[name])
                 answers[place] = answer
         return answers
 
     def call(self, command: Command) -> Any:
-        return self._cluster().execute_command(*command)
+        cluster, key = self._cluster(), command[3 if command[0] == "EVAL" else 1]
+        # Left to itself, the client finds the key of some commands by asking the server.
+        node = cluster.nodes_manager.get_node_from_slot(slot_of(key))
+        return cluster.execute_command(*command, target_nodes=node)
 
     def primaries(self) -> list[redis.Redis]:
         cluster = self._cluster()
@@ -339,7 +342,10 @@ def _opened(settings: RedisSettings, address: RedisAddress) -> _Servers:
     tls = {name: value for name, value in tls.items() if value is not None} if address.tls else {}
     if address.kind == "server":
         try:
-            return _Single(redis.Redis.from_url(address.url, retry=once, **waits, **login, **tls))
+            client = redis.Redis.from_url(address.url, retry=once, **waits, **login, **tls)
+            pool = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # connects to nothing; unknown options come to light
+            return _Single(client)
         except (ValueError, TypeError):  # not `from`: their texts may quote a piece of a password
             raise FreshetError(f"Redis URL {settings.url_shown!r} cannot be used. {EXAMPLES}") from None
     secured = {"ssl": True, **tls} if address.tls else {}
