@@ -35,6 +35,7 @@ from freshet.model.features import Vocabulary
 from freshet.store import columns
 from freshet.store.columns import F32, I32, I64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
+from freshet.store.index_snapshot import is_file_name
 from freshet.store.lists import Gather
 from freshet.store.popularity import FrozenPopularity, PopularityConfig
 from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
@@ -295,6 +296,8 @@ def _read_head(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path / 'bundle.json'} does not match its checksum; the bundle is damaged")
     if not isinstance(head.get("blake2b"), dict):
         raise BundleError(f"{path / 'bundle.json'} lacks the checksums of its files")
+    if not all(is_file_name(name) for name in head["blake2b"]):
+        raise BundleError(f"{path / 'bundle.json'} names a file outside its folder; do not use this bundle")
     found: dict[str, Any] = head
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
-from urllib.parse import unquote
 
 from freshet.errors import FreshetError
+
+logger = logging.getLogger("freshet")
 
 SHOWN_OPTIONS = {"db", "username"}
 """Options of a URL whose values are shown; any other may be, or hold, a secret."""
@@ -37,12 +39,14 @@ def has_password(url: str) -> bool:
     return "***" in without_password(url)
 
 
-def hidden(text: str, *secrets: str | None) -> str:
-    """A text without the secrets in it, as they are written and as they are meant."""
-    for secret in secrets:
-        for form in {secret, unquote(secret)} if secret else ():
-            text = text.replace(form, "***")
-    return text
+def warn_of_password(url: str, option: str) -> None:
+    """Log a warning where a URL on the command line, which everybody on the machine can read, has a password."""
+    if has_password(url):
+        logger.warning(
+            "%s has a password, and every user of this machine can read a command line: put the URL into "
+            "FRESHET_REDIS_URL, or the password into FRESHET_REDIS_PASSWORD or FRESHET_REDIS_PASSWORD_FILE",
+            option,
+        )
 
 
 def read_secret(secret: str | None, path: str | None, setting: str) -> str | None:

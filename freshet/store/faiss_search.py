@@ -79,6 +79,8 @@ class Hnsw:
     @classmethod
     def deserialized(cls, data: bytes, dim: int, settings: IndexSettings) -> Self:
         """The inverse of `serialized`. Raises ValueError where that is no such graph of vectors [dim]."""
+        if data[:4] != b"IHNf":  # FAISS reads many kinds, some of which name other files
+            raise ValueError(f"the graph is no HNSW graph of dimension {dim}")
         try:
             index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         except RuntimeError as e:

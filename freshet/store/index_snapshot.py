@@ -98,6 +98,11 @@ class SnapshotFiles:
         return ids
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name from elsewhere is that of a file in its folder, and leads nowhere else."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the snapshot in the folder `path`. Raises IndexCorrupt."""
     try:
@@ -116,7 +121,7 @@ def read_manifest(path: Path) -> Manifest:
         raise IndexCorrupt(f"{path / MANIFEST} is damaged ({e}): {REMEDY}") from e
     if manifest.blake2b != manifest.digest():
         raise IndexCorrupt(f"{path / MANIFEST} is damaged (its checksum differs): {REMEDY}")
-    if any(Path(entry.name).name != entry.name for entry in manifest.files.values()):
+    if not all(is_file_name(entry.name) for entry in manifest.files.values()):
         raise IndexCorrupt(f"{path / MANIFEST} names a file outside its folder: {REMEDY}")
     return manifest
 

@@ -14,7 +14,7 @@ import redis
 
 from freshet.errors import FreshetError
 from freshet.reader import Reader
-from freshet.store.credentials import has_password, hidden, read_secret, without_password
+from freshet.store.credentials import has_password, read_secret, without_password
 from freshet.store.embeddings import StoreUnavailable
 from freshet.store.index import MemoryItemIndex
 from freshet.store.redis_settings import RedisSettings
@@ -303,10 +303,6 @@ def test_no_spelling_of_a_url_shows_its_password(url: str) -> None:
 def test_a_url_without_a_password_is_shown_whole(url: str) -> None:
     assert without_password(url) == url
     assert not has_password(url)
-
-
-def test_a_secret_is_hidden_in_both_of_its_forms() -> None:
-    assert hidden("a p%40ss and p@ss, no pass", "p%40ss", None, "") == "a *** and ***, no pass"
 
 
 def test_reprs_show_no_secret() -> None:
