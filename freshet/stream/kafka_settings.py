@@ -20,7 +20,9 @@ class KafkaSettings:
     sasl_mechanism: str = "PLAIN"
     """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; read where there is a `sasl_username`."""
     sasl_username: str | None = None
+    """Who we are, where the protocol is SASL_..."""
     sasl_password: str | None = field(default=None, repr=False)
+    """The password of `sasl_username`."""
     sasl_password_file: str | None = None
     """A file whose first line is the password, in place of `sasl_password`."""
     ssl_ca_file: str | None = None

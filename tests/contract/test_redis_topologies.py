@@ -168,6 +168,21 @@ def test_a_failover_in_a_cluster_is_waited_for(tmp_path: object) -> None:
             assert late.current() == "v1"
 
 
+def test_a_primary_of_a_cluster_that_was_demoted_is_left() -> None:
+    """In order, and alive: nothing breaks that would tell."""
+    with ClusterOfServers(primaries=3, replicas=1) as servers, store_of(servers.url) as store:
+        users = [f"u{i}" for i in range(60)]
+        store.upsert("v1", users, [value(1, 1)] * len(users))
+        before = store.incarnation()
+        asked(servers.servers[3], "CLUSTER", "FAILOVER")
+        until(lambda: asked(servers.servers[0], "INFO", "replication")["role"] == "slave", "the first was demoted")
+        within(30, store.incarnation)
+        assert len(set(store.incarnation().split(",")) - set(before.split(","))) == 1
+        within(30, lambda: store.upsert("v1", users, [value(1, 2)] * len(users)))
+        assert store.get("v1", users) == [value(1, 2)] * len(users)
+        assert sorted(store.user_ids("v1")) == sorted(users)
+
+
 def test_a_cluster_that_was_away_altogether(redis_cluster: str) -> None:
     nodes = ClusterOfServers(primaries=1)
     with nodes as servers, store_of(f"{servers.url},127.0.0.1:{free_port()}") as store:
