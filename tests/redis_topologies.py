@@ -1,10 +1,16 @@
 """Redis as more than one server, on loopback: a cluster, and a primary with a replica that sentinels watch.
 
 A server that is killed stays dead; what is left takes over as it would anywhere.
+
+    python -m tests.redis_topologies python -m bench.redis_write
+
+runs a command with `--cluster` and the URL of a cluster of three nodes added to it, then ends them.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -178,3 +184,14 @@ class WatchedByASentinel:
 
     def _sees_the_replica(self) -> bool:
         return bool(asked(self.sentinel, "SENTINEL REPLICAS", SERVICE, password=self._own_password))
+
+
+def main() -> None:
+    """See the module."""
+    with ClusterOfServers() as servers:
+        done = subprocess.run([*sys.argv[1:], "--cluster", servers.url], check=False)
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()

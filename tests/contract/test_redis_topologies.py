@@ -236,7 +236,7 @@ def test_a_primary_that_was_demoted_is_left(redis_sentinel: str) -> None:
     with WatchedByASentinel(down_ms=15_000) as servers, store_of(servers.url) as store:
         store.upsert("v1", ["a"], [value(1, 1)])
         before = store.incarnation()
-        asked(servers.sentinel, "SENTINEL FAILOVER", SERVICE)
+        until(lambda: bool(asked(servers.sentinel, "SENTINEL FAILOVER", SERVICE)), "the replica is good enough")
         until(lambda: asked(servers.replica, "ROLE")[0] == "master", "the replica was promoted")
         within(30, lambda: store.upsert("v1", ["a"], [value(1, 2)]))
         until(lambda: store.incarnation() != before, "another server answers")
