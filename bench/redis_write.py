@@ -2,6 +2,7 @@
 
     python -m bench.redis_write                   the embedded Valkey
     python -m bench.redis_write --redis URL       a server of your own (keys under `freshet-bench`, deleted after)
+    python -m tests.redis_topologies python -m bench.redis_write        and a cluster of three nodes beside it
 
 All rows use the same client and values of the same size. `MSET` is what writing costs without a guard, `a script
 call a user` what the guard costs without batches. Rows take turns, round by round, so that a busy machine slows
@@ -14,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -36,6 +38,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--redis", help="default: an embedded Valkey")
+    parser.add_argument("--cluster", help="a cluster to write to as well (keys expire after ten minutes)")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--recent", type=int, default=20, help="entries of `recent` in a value")
@@ -52,6 +55,8 @@ class WriteBench:
     def __init__(self, settings: RedisSettings, args: argparse.Namespace) -> None:
         self.args = args
         self.store = RedisStore(settings)
+        cluster = replace(settings, url=args.cluster, ttl_s=600) if args.cluster else None
+        self.cluster = RedisStore(cluster) if cluster else None
         self.client = redis.Redis.from_url(settings.url)
         self.prefix = f"{settings.namespace}:{VERSION}:unguarded:"
         self.guarded, self.guards = f"{settings.namespace}:{VERSION}:user:", f"{settings.namespace}:{VERSION}:gone:"
@@ -70,6 +75,12 @@ class WriteBench:
             "read back (RedisStore.get)": lambda v: self.store.get(VERSION, self.users),
             "decode": lambda v: [decode_value(raw) for raw in v],
         }
+        if self.cluster is not None:
+            cluster = self.cluster
+            rows |= {
+                "guarded, on the cluster": lambda v: cluster.upsert(VERSION, self.users, v),
+                "read back from the cluster": lambda v: cluster.get(VERSION, self.users),
+            }
         took: dict[str, list[float]] = {name: [] for name in ("encode", *rows)}
         try:
             for _ in range(self.args.rounds):
@@ -96,6 +107,7 @@ class WriteBench:
                 "guard_share_of_mset": round(guarded / mset, 3),
                 "batching_gain": round(guarded / single, 2),
                 "small_write_ms_p50": round(small_ms, 3),
+                **({"cluster_users_per_s": round(rate["guarded, on the cluster"])} if self.cluster else {}),
             }
         )
 
@@ -138,8 +150,9 @@ class WriteBench:
         for start in range(0, len(self.users), self.per_call):
             users = self.users[start : start + self.per_call]
             self.client.delete(*(prefix + user for prefix in (self.prefix, self.guarded) for user in users))
-        for each in (self.store, self.client):
-            each.close()
+        for each in (self.store, self.client, self.cluster):
+            if each is not None:
+                each.close()
 
 
 if __name__ == "__main__":

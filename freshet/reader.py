@@ -28,6 +28,7 @@ from freshet.store.ranker import (
     logit,
     probability,
 )
+from freshet.store.redis_settings import RedisSettings
 from freshet.store.value import EmbeddingValue, decode_value
 
 FOR_YOU, POPULAR, BOUGHT_AGAIN, VIEWED = "for you", "popular", "bought again", "viewed lately"
@@ -173,17 +174,18 @@ class Reader:
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | RedisSettings,
         index: ItemIndex | VersionedIndex | Path | str,
         *,
         namespace: str = "freshet",
         model_version: str | None = None,
     ) -> None:
-        from freshet.store.redis_settings import RedisSettings
         from freshet.store.redis_store import RedisStore
 
         held = _held(index, model_version)
-        store = RedisStore(RedisSettings(url=redis_url, namespace=namespace))
+        if isinstance(redis_url, str):
+            redis_url = RedisSettings(url=redis_url, namespace=namespace)
+        store = RedisStore(redis_url)
         self._set(store, store, held, time.time, store.close)
 
     @classmethod

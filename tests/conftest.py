@@ -17,7 +17,9 @@ import pytest
 
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
 from freshet.stream.topics import TopicSettings
-from tests.integration.apache_kafka import ApacheKafka, Missing, fetch_jars
+from tests.certificates import Certificates, make_certificates
+from tests.integration.apache_kafka import ApacheKafka, Guarded, Missing, fetch_jars
+from tests.redis_topologies import ClusterOfServers, WatchedByASentinel
 
 
 def lacking(what: str) -> NoReturn:
@@ -45,6 +47,32 @@ def apache_kafka() -> Iterator[ApacheKafka]:
     except Missing as missing:
         lacking(str(missing))
     server = ApacheKafka(jars)
+    try:
+        yield server.start()
+    finally:
+        server.discard()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of this test session."""
+    made = make_certificates(tmp_path_factory.mktemp("certificates"))
+    if made is None:
+        lacking("openssl is not on the PATH: install it to make certificates")
+    return made
+
+
+SASL_USER, SASL_PASSWORD = "freshet", "sasl-pass-4417"
+
+
+@pytest.fixture(scope="session")
+def guarded_kafka(certificates: Certificates) -> Iterator[ApacheKafka]:
+    """Apache Kafka that asks for a password on `sasl_port` and for a certificate on `ssl_port`."""
+    try:
+        jars = fetch_jars()
+    except Missing as missing:
+        lacking(str(missing))
+    server = ApacheKafka(jars, Guarded(SASL_USER, SASL_PASSWORD, certificates.server_both, certificates.ca))
     try:
         yield server.start()
     finally:
@@ -122,6 +150,34 @@ def redis_server(debian_redis: EmbeddedRedis) -> str:
 def redis_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty server of either make: a test that uses this runs on both."""
     return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[ClusterOfServers]:
+    """Three primaries, shared by all tests; none stops them."""
+    with ClusterOfServers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel() -> Iterator[WatchedByASentinel]:
+    """A primary, a replica and a sentinel, shared by all tests; none stops them."""
+    with WatchedByASentinel() as servers:
+        yield servers
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: ClusterOfServers) -> str:
+    """The URL of an empty cluster."""
+    shared_cluster.clear()
+    return shared_cluster.url
+
+
+@pytest.fixture
+def redis_sentinel(shared_sentinel: WatchedByASentinel) -> str:
+    """The URL of an empty server that a sentinel watches."""
+    shared_sentinel.clear()
+    return shared_sentinel.url
 
 
 def emptied(server: EmbeddedRedis) -> str:

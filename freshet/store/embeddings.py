@@ -81,8 +81,11 @@ class ServingState(NamedBlobs, Protocol):
         ...
 
     def incarnation(self) -> str:
-        """A text that is another one once the store may have lost data, or stands where it stood before: since then
-        it was started again, or another server took its place. Raises StoreUnavailable."""
+        """A text that is another one whenever the data may have been lost or gone back in time: after a restart or a
+        failover of any server that holds some of it. A cluster that is only rearranged may change it too.
+
+        Raises StoreUnavailable while any of those servers is away.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha1
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,12 +68,16 @@ def _nameless(user: str) -> str:
     return sha1(user.encode()).hexdigest()
 
 
+_BORN = count(1)
+
+
 class MemoryServingState:
     """A `ServingState` in dicts."""
 
     def __init__(self) -> None:
         self._current: str | None = None
         self._fence: dict[str, int] = {}
+        self._incarnation = str(next(_BORN))
         self._blob: dict[str, tuple[str, bytes]] = {}
 
     def current(self) -> str | None:
@@ -89,8 +94,8 @@ class MemoryServingState:
         return self._fence[scope]
 
     def incarnation(self) -> str:
-        """See `ServingState.incarnation`."""
-        return "memory"
+        """See `ServingState.incarnation`: one for as long as it lives, and its data with it."""
+        return self._incarnation
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `ServingState.put_blob`."""

@@ -66,7 +66,10 @@ EXTRA_OF = {
 """The extra of the package that brings each optional dependency."""
 
 Bootstrap = Annotated[str | None, typer.Option(help="Kafka brokers, host:port[,host:port].", metavar="HOST:PORT")]
-RedisUrl = Annotated[str | None, typer.Option("--redis", help="Redis or Valkey.", metavar="URL")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option("--redis", help="Redis or Valkey. A password belongs into FRESHET_REDIS_PASSWORD.", metavar="URL"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the frozen model.")]
 

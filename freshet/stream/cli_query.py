@@ -32,7 +32,10 @@ def query(
     bootstrap: Annotated[
         str | None, typer.Option(help="Kafka brokers, host:port[,host:port].", metavar="HOST:PORT")
     ] = None,
-    redis: Annotated[str | None, typer.Option("--redis", help="Redis or Valkey.", metavar="URL")] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option("--redis", help="Redis or Valkey. A password belongs into FRESHET_REDIS_PASSWORD.", metavar="URL"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """One line instead of a pipeline: predict products for a user, or for all users into a file."""

@@ -86,7 +86,7 @@ class EmbeddedServer(ABC):
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
         self._any_port = port == 0
-        self._binary = binary
+        self.binary = binary
         self._log = log
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -211,7 +211,7 @@ class EmbeddedBroker(EmbeddedServer):
     def command(self) -> list[str]:
         """`tansu broker` on our address."""
         url = f"tcp://{self.address}"
-        program = str(self._binary or broker_binary())
+        program = str(self.binary or broker_binary())
         listen = ["--listener-url", url, "--advertised-listener-url", url]
         return [
             program,
@@ -257,7 +257,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     def command(self) -> list[str]:
         """The server on our address, without persistence and without a limit on memory."""
-        program = str(self._binary or redis_binary())
+        program = str(self.binary or redis_binary())
         memory_only = ["--save", "", "--appendonly", "no", "--maxmemory", "0", "--daemonize", "no"]
         listen = ["--bind", self.host, "--port", str(self.port), "--dir", str(self.folder)]
         return [program, *listen, *memory_only, *self.options]

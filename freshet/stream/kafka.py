@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from freshet.stream.kafka_errors import KafkaError, KafkaUnavailable, OffsetGap, UnknownTopic
+from freshet.stream.kafka_errors import KafkaError, KafkaRefused, KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.topics import TopicSpec
 
 __all__ = [
     "KafkaError",
+    "KafkaRefused",
     "KafkaSettings",
     "KafkaUnavailable",
     "OffsetGap",
@@ -81,6 +82,10 @@ _FINAL = {
 }
 
 
+_UNTRUSTED = ("certificate verify failed", "bad certificate", "certificate required", "unknown ca")
+"""What TLS says when one side does not trust the other; it comes under codes that otherwise pass."""
+
+
 class Weather:
     """Errors of the connection: counted, and each kind logged once until all is well again."""
 
@@ -96,7 +101,7 @@ class Weather:
         self.errors += 1
         self.disturbed = True
         self.last = error.str()
-        if error.fatal() or error.code() in _FINAL:
+        if error.fatal() or error.code() in _FINAL or any(text in error.str() for text in _UNTRUSTED):
             self.final = error.str()
         if error.code() not in self._shown:
             logger.warning("%s: %s", self._who, error.str())
@@ -115,8 +120,12 @@ def made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
         raise KafkaError(f"Kafka settings: {error.args[0].str()}") from error
 
 
-def translated(error: ck.KafkaException, settings: KafkaSettings, doing: str, name: str = "") -> KafkaError:
+def translated(
+    error: ck.KafkaException, settings: KafkaSettings, weather: Weather, doing: str, name: str = ""
+) -> KafkaError:
     reason: ck.KafkaError = error.args[0]
+    if reason.code() in _NO_ANSWER and weather.final is not None:
+        return KafkaRefused(settings.bootstrap, weather.final)
     if reason.code() in _NO_ANSWER:
         return KafkaUnavailable(settings.bootstrap, reason.str())
     if reason.code() in _NO_TOPIC:
@@ -203,7 +212,8 @@ class PartitionConsumer:
         try:
             answer = self._consumer.committed(asked, timeout=self._timeout_s)
         except ck.KafkaException as error:
-            raise translated(error, self.settings, f"offsets of group {self.settings.group_id}") from error
+            doing = f"offsets of group {self.settings.group_id}"
+            raise translated(error, self.settings, self._weather, doing) from error
         return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -243,7 +253,9 @@ class PartitionConsumer:
                 if error.args[0].code() in _NO_LEADER and self._monotonic() < end:
                     time.sleep(LEADER_WAIT_S)
                     continue
-                raise translated(error, self.settings, f"watermarks of {name}", name) from error
+                if not self._assigned:  # else this could swallow a record, and a poll has just been made
+                    self._consumer.poll(0)
+                raise translated(error, self.settings, self._weather, f"watermarks of {name}", name) from error
             if found is None:
                 raise KafkaUnavailable(self.settings.bootstrap, f"no watermarks of {name} within {timeout_s:g} s")
             return int(found[0]), int(found[1])
@@ -253,7 +265,7 @@ class PartitionConsumer:
             try:
                 self._embedded = self._consumer.list_topics(timeout=self._timeout_s).cluster_id == EMBEDDED_CLUSTER_ID
             except ck.KafkaException as error:
-                raise translated(error, self.settings, "listing topics") from error
+                raise translated(error, self.settings, self._weather, "listing topics") from error
         return self._embedded
 
     def _last_fetched(self, marks: dict[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, tuple[int, int]]:
@@ -282,7 +294,7 @@ class PartitionConsumer:
         try:
             there = self._consumer.list_topics(timeout=timeout_s).topics
         except ck.KafkaException as error:
-            raise translated(error, self.settings, "listing topics") from error
+            raise translated(error, self.settings, self._weather, "listing topics") from error
         for topic, _ in self._assigned:
             if topic not in there:
                 raise UnknownTopic(f"topic {topic}")
@@ -300,7 +312,7 @@ class PartitionConsumer:
         It may have lost its topics, or have them anew and empty; neither is reported by itself.
         """
         if self._weather.final is not None:
-            raise KafkaError(f"Kafka at {self.settings.bootstrap}: {self._weather.final}")
+            raise KafkaRefused(self.settings.bootstrap, self._weather.final)
         now = self._monotonic()
         if now < self._recheck_at:
             return
@@ -376,7 +388,8 @@ class RecordProducer:
         try:
             self._producer.list_topics(timeout=timeout_s)
         except ck.KafkaException as error:
-            raise translated(error, self.settings, "connecting") from error
+            self._producer.poll(0)  # what the connection has to say is told when it is asked for
+            raise translated(error, self.settings, self._weather, "connecting") from error
 
     def __len__(self) -> int:
         """Records whose fate is not known yet."""
@@ -443,7 +456,8 @@ class RecordProducer:
                 f"topic {record.topic}: a record of {size} bytes is too large, message_bytes_max is "
                 f"{self.settings.message_bytes_max}: send less in one record"
             )
-        return translated(error, self.settings, f"sending to topic {record.topic}", f"topic {record.topic}")
+        name = f"topic {record.topic}"
+        return translated(error, self.settings, self._weather, f"sending to {name}", name)
 
 
 def _reporting(on_delivery: OnDelivery) -> Callable[[ck.KafkaError | None, ck.Message], None]:
@@ -552,6 +566,7 @@ class TopicAdmin:
             time.sleep(0.02)
 
     def _failed(self, error: ck.KafkaException, doing: str) -> KafkaError:
-        if error.args[0].code() in _NO_ANSWER and self._weather.last:
+        self._admin.poll(0)
+        if error.args[0].code() in _NO_ANSWER and self._weather.last and self._weather.final is None:
             return KafkaUnavailable(self.settings.bootstrap, self._weather.last)
-        return translated(error, self.settings, doing, doing)
+        return translated(error, self.settings, self._weather, doing, doing)

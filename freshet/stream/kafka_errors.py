@@ -20,6 +20,16 @@ class KafkaUnavailable(KafkaError):
         self.bootstrap = bootstrap
 
 
+class KafkaRefused(KafkaError):
+    """A broker refuses us, or we refuse it; waiting does not help."""
+
+    def __init__(self, bootstrap: str, reason: str) -> None:
+        super().__init__(
+            f"Kafka at {bootstrap} and we cannot agree: {reason}. Check security_protocol, sasl_mechanism, "
+            "sasl_username, sasl_password and ssl_ca_file (FRESHET_KAFKA_...; docs/operations.md, Security)"
+        )
+
+
 class UnknownTopic(KafkaError):
     """A topic or partition that is to be read or written does not exist, or exists no more."""
 

@@ -89,7 +89,8 @@ class GroupMember:
         try:
             answer = self._consumer.committed(asked, timeout=self.settings.request_timeout_ms / 1e3)
         except ck.KafkaException as error:
-            raise translated(error, self.settings, f"offsets of group {self.settings.group_id}") from error
+            doing = f"offsets of group {self.settings.group_id}"
+            raise translated(error, self.settings, self._weather, doing) from error
         return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
     def close(self) -> None:

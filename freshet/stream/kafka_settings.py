@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from freshet.store.credentials import check_files, read_secret
+
 
 @dataclass(frozen=True)
 class KafkaSettings:
@@ -13,6 +15,24 @@ class KafkaSettings:
 
     bootstrap: str = "127.0.0.1:9092"
     """Comma-separated host:port of one or more brokers."""
+    security_protocol: str | None = None
+    """SSL, SASL_SSL or SASL_PLAINTEXT; None for PLAINTEXT."""
+    sasl_mechanism: str = "PLAIN"
+    """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; read where there is a `sasl_username`."""
+    sasl_username: str | None = None
+    """Who we are, where the protocol is SASL_..."""
+    sasl_password: str | None = field(default=None, repr=False)
+    """The password of `sasl_username`."""
+    sasl_password_file: str | None = None
+    """A file whose first line is the password, in place of `sasl_password`."""
+    ssl_ca_file: str | None = None
+    """The certificates (PEM) that a broker's has to come from; None for those that the system trusts."""
+    ssl_certificate_file: str | None = None
+    """The client's certificate (PEM), where the broker asks for one."""
+    ssl_key_file: str | None = None
+    """The key of the client's certificate (PEM)."""
+    ssl_key_password: str | None = field(default=None, repr=False)
+    """What the key is encrypted with."""
     group_id: str = "freshet"
     """The group whose offsets are committed, and by which several workers share partitions."""
     session_timeout_ms: int = 10_000
@@ -48,16 +68,47 @@ class KafkaSettings:
     """Records waiting to be sent; `send` waits while there are more."""
     message_bytes_max: int = 8 * 1024 * 1024
     """Largest record the producer hands to the broker, which has a limit of its own for each topic."""
-    properties: Mapping[str, str] = field(default_factory=dict)
-    """Further librdkafka properties, such as `security.protocol`; they go before all others."""
+    properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Further librdkafka properties, such as `sasl.oauthbearer.config`; they go before all others."""
 
     def client(self, properties: Mapping[str, object]) -> dict[str, Any]:
-        """The librdkafka properties of a client: those all share, its own, and the user's."""
+        """The librdkafka properties of a client: those all share, its own, and the user's.
+
+        Raises FreshetError for a file that is not there.
+        """
         return {
             "bootstrap.servers": self.bootstrap,
             "client.id": "freshet",
             "reconnect.backoff.max.ms": self.reconnect_ms_max,
             "log_level": 2,  # what its warnings say comes through error_cb as well
+            **self._security(),
             **properties,
             **self.properties,
         }
+
+    def _security(self) -> dict[str, str]:
+        check_files(
+            ssl_ca_file=self.ssl_ca_file, ssl_certificate_file=self.ssl_certificate_file, ssl_key_file=self.ssl_key_file
+        )
+        found = {
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism if self.sasl_username else None,
+            "sasl.username": self.sasl_username,
+            "sasl.password": read_secret(
+                self.sasl_password, self.sasl_password_file, "FRESHET_KAFKA_SASL_PASSWORD_FILE"
+            ),
+            "ssl.ca.location": self.ssl_ca_file,
+            "ssl.certificate.location": self.ssl_certificate_file,
+            "ssl.key.location": self.ssl_key_file,
+            "ssl.key.password": self.ssl_key_password,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def __post_init__(self) -> None:
+        protocol = self.properties.get("security.protocol", self.security_protocol) or "PLAINTEXT"
+        if self.sasl_username and not protocol.upper().startswith("SASL"):
+            raise ValueError(f"sasl_username is given, but security_protocol is {protocol}: make it SASL_SSL")
+        if self.ssl_ca_file and "SSL" not in protocol.upper():
+            raise ValueError(f"ssl_ca_file is given, but security_protocol is {protocol}: make it SSL or SASL_SSL")
+        if self.sasl_password is not None and self.sasl_password_file is not None:
+            raise ValueError("sasl_password and sasl_password_file are both given: leave one of them out")

@@ -75,7 +75,6 @@ class LocalSystem:
         """Start the worker; it is live some time later (`wait_live`)."""
         self.command = [
             sys.executable, "-m", "freshet.stream.cli", "worker", "--bundle", str(bundle),
-            "--bootstrap", self.settings.kafka.bootstrap, "--redis", self.settings.redis.url,
             *(("--backfill", str(backfill)) if backfill else ()),
             *(("--backfill-until", until) if until else ()),
         ]  # fmt: skip
@@ -90,7 +89,13 @@ class LocalSystem:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env={**os.environ, **as_environment(self.settings)},
+                # By the environment, as a command line can be read by everybody; also where ours says otherwise.
+                env={
+                    **os.environ,
+                    **as_environment(self.settings),
+                    "FRESHET_KAFKA_BOOTSTRAP": self.settings.kafka.bootstrap,
+                    "FRESHET_REDIS_URL": self.settings.redis.url,
+                },
             )
 
     def kill_worker(self) -> None:

@@ -110,11 +110,11 @@ def _changes(kind: type[Any], prefix: str, environment: Mapping[str, str]) -> tu
         name = prefix + f.name.upper()
         names.add(name)
         if name in environment:
-            changes[f.name] = _value(name, environment[name], hints[f.name])
+            changes[f.name] = _value(name, environment[name], hints[f.name], f.repr)
     return changes, names
 
 
-def _value(name: str, text: str, hint: Any) -> Any:
+def _value(name: str, text: str, hint: Any, shown: bool) -> Any:
     options = [h for h in typing.get_args(hint) if h is not type(None)] or [hint]
     if type(None) in typing.get_args(hint) and text == "":
         return None
@@ -134,4 +134,5 @@ def _value(name: str, text: str, hint: Any) -> Any:
     except (ValueError, KeyError, msgspec.MsgspecError):
         pass
     expected = "a JSON object of texts" if "Mapping" in str(hint) else getattr(target, "__name__", hint)
-    raise SettingError(f"{name}={text!r} cannot be used: expected {expected}")
+    # What a dataclass leaves out of its repr is, or may hold, a secret.
+    raise SettingError(f"{name}{f'={text!r}' if shown else ''} cannot be used: expected {expected}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from freshet.errors import FreshetError
+from freshet.store.credentials import warn_of_password
 from freshet.store.embeddings import StoreUnavailable
 from freshet.stream import topics
 from freshet.stream.eventlog import EventLog
@@ -56,6 +57,7 @@ def settings_of(environment: Mapping[str, str], bootstrap: str | None, redis: st
     if bootstrap:
         settings = replace(settings, kafka=replace(settings.kafka, bootstrap=bootstrap))
     if redis:
+        warn_of_password(redis, "--redis")
         settings = replace(settings, redis=replace(settings.redis, url=redis))
     return settings
 

@@ -45,7 +45,13 @@ class Stores:
 
 
 @pytest.fixture(
-    params=["memory", "valkey", pytest.param("redis_server", marks=pytest.mark.integration)],
+    params=[
+        "memory",
+        "valkey",
+        pytest.param("redis_server", marks=pytest.mark.integration),
+        "redis_cluster",
+        "redis_sentinel",
+    ],
 )
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
@@ -213,11 +219,13 @@ def test_a_fence_is_greater_than_all_before_it_and_than_its_floor(stores: Stores
     assert stores.serving.next_fence("another", 0) == 1
 
 
-def test_the_sentinel_of_a_version(stores: Stores) -> None:
-    assert stores.serving.sentinel("v1") is None
-    stores.serving.set_sentinel("v1", "17")
-    assert stores.serving.sentinel("v1") == "17"
-    assert stores.serving.sentinel("v2") is None
+def test_a_store_that_lost_nothing_stays_what_it_was(stores: Stores) -> None:
+    before = stores.serving.incarnation()
+    assert before
+    stores.users.upsert("v1", ["ann"], [value(1, 1)])
+    stores.users.delete("v1", ["ann"], Seq(1, 2))
+    stores.serving.set_current("v1")
+    assert stores.serving.incarnation() == before
 
 
 def test_blobs_follow_the_same_rule(stores: Stores) -> None:
@@ -279,12 +287,10 @@ def test_the_keys_and_bytes_are_those_of_the_contract(redis_url: str, opened: Op
     store.upsert("v1", ["ann"], [value(7, 8, 3)])
     store.set_current("v1")
     store.put_blob("v1:popular", Seq(7, 9), b"blob")
-    store.set_sentinel("v1", "7")
     store.next_fence("worker", 0)
     with redis.Redis.from_url(redis_url) as client:
         assert sorted(client.keys("*")) == [  # type: ignore[arg-type]
-            b"freshet:current", b"freshet:fence:worker", b"freshet:v1:popular", b"freshet:v1:sentinel",
-            b"freshet:v1:user:ann",
+            b"freshet:current", b"freshet:fence:worker", b"freshet:v1:popular", b"freshet:v1:user:ann",
         ]  # fmt: skip
         assert client.get("freshet:v1:user:ann") == value(7, 8, 3)
         assert client.get("freshet:v1:popular") == b"0000000000000007.0000000000000009blob"
@@ -378,7 +384,6 @@ def test_a_server_that_is_away_is_waited_for_and_then_named(
     own: EmbeddedRedis, opened: Opener, pauses: list[float]
 ) -> None:
     store = opened(own.url, attempts=3)
-    store.set_sentinel("v1", "1")
     store.upsert("v1", ["a"], [value(1, 1)])
     own.kill()
     calls: list[Callable[[], object]] = [
@@ -389,8 +394,7 @@ def test_a_server_that_is_away_is_waited_for_and_then_named(
         store.current,
         lambda: store.set_current("v1"),
         lambda: store.next_fence("w", 0),
-        lambda: store.sentinel("v1"),
-        lambda: store.set_sentinel("v1", "2"),
+        store.incarnation,
         lambda: store.put_blob("b", Seq(1, 1), b""),
         lambda: store.get_blob("b"),
     ]
@@ -400,9 +404,21 @@ def test_a_server_that_is_away_is_waited_for_and_then_named(
             call()
         assert pauses == [0.01, 0.02]
     own.start()
-    assert store.sentinel("v1") is None, "a server that came back empty tells so"
     assert not store.upsert("v1", ["a"], [value(1, 2)]).any()
     assert store.get("v1", ["a"]) == [value(1, 2)]
+
+
+def test_a_server_that_was_started_again_is_another_incarnation(own: EmbeddedRedis, opened: Opener) -> None:
+    store = opened(own.url)
+    before = store.incarnation()
+    assert opened(own.url).incarnation() == before, "it is the server's, not the client's"
+    own.kill()
+    with pytest.raises(StoreUnavailable):
+        store.incarnation()
+    own.start()
+    assert store.incarnation() != before
+    twins = MemoryServingState(), MemoryServingState()
+    assert twins[0].incarnation() != twins[1].incarnation()
 
 
 def test_a_server_that_comes_back_between_two_tries(own: EmbeddedRedis, opened: Opener) -> None:
@@ -512,7 +528,7 @@ def test_a_node_of_a_cluster_is_named(opened: Opener) -> None:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
                 time.sleep(0.05)
-        with pytest.raises(FreshetError, match="cannot be used yet"):
+        with pytest.raises(FreshetError, match=r"node of a Redis Cluster.*redis\+cluster://"):
             store.upsert("v1", ["a", "b"], [value(1, 1)] * 2)
 
 

@@ -103,8 +103,8 @@ def bombs(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _snapshots(folder)
     yield from _logs(folder)
     texts = {"nested": "(" * 10**6, "long": "x" * 10**7, "not": "NOT " * 5_000, "quote": "'\\" * 10**4}
+    start = "PREDICT product_id FOR user USING purchase, product WHERE "
     for name, text in texts.items():
-        start = "PREDICT product_id FOR user USING purchase, product WHERE "
         yield f"query: {name}", lambda text=text: read_query(start + text)  # type: ignore[misc]
 
 

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from freshet.stream.embedded import EmbeddedError, EmbeddedServer, connects, free_port
 from freshet.stream.kafka import KafkaSettings, KafkaUnavailable, TopicAdmin
@@ -61,18 +63,30 @@ def fetch_jars(cache: Path = CACHE) -> Path:
     return jars
 
 
+class Guarded(NamedTuple):
+    """What the listeners SASL (PLAIN and SCRAM-SHA-512) and SSL (with a client's certificate) let in."""
+
+    username: str
+    password: str
+    server_pem: Path
+    """The broker's key and certificate."""
+    ca_pem: Path
+
+
 class ApacheKafka(EmbeddedServer):
     """One broker that is its own controller. `stop` keeps its records, so that `start` brings them back; `discard`
-    deletes them."""
+    deletes them. With `guarded` it listens in two more places."""
 
     name = "apache-kafka"
     start_timeout_s = 90.0
     stop_timeout_s = 30.0
 
-    def __init__(self, jars: Path) -> None:
+    def __init__(self, jars: Path, guarded: Guarded | None = None) -> None:
         super().__init__()
         self._jars = jars
+        self._guarded = guarded
         self._controller_port = 0
+        self.sasl_port, self.ssl_port = (free_port(), free_port()) if guarded else (0, 0)
 
     @property
     def bootstrap(self) -> str:
@@ -88,6 +102,9 @@ class ApacheKafka(EmbeddedServer):
         if not (self.folder / "logs").exists():
             cluster = uuid.uuid4().hex[:22]
             format_logs = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
+            if self._guarded:
+                user = f"name={self._guarded.username},password={self._guarded.password}"
+                format_logs += ["--add-scram", f"SCRAM-SHA-512=[{user}]"]
             done = subprocess.run(self._java(*format_logs), capture_output=True, text=True, timeout=120, check=False)
             if done.returncode:
                 raise EmbeddedError(f"StorageTool format failed: {(done.stdout + done.stderr)[-800:]}")
@@ -118,7 +135,7 @@ class ApacheKafka(EmbeddedServer):
 
     def _properties(self) -> str:
         voters = f"{self.host}:{self._controller_port}"
-        settings = {
+        settings: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@{voters}",
@@ -136,7 +153,30 @@ class ApacheKafka(EmbeddedServer):
             "broker.heartbeat.interval.ms": 500,
             "auto.create.topics.enable": "true",  # Kafka's default, and a trap that our clients must not step into
         }
+        if self._guarded:
+            settings |= self._guards(self._guarded, settings)
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+    def _guards(self, by: Guarded, settings: Mapping[str, object]) -> dict[str, object]:
+        more = f",SASL://{self.host}:{self.sasl_port},SSL://{self.host}:{self.ssl_port}"
+        modules = "org.apache.kafka.common.security"
+        plain = f'{modules}.plain.PlainLoginModule required user_{by.username}="{by.password}";'
+        return {
+            "listeners": f"{settings['listeners']}{more}",
+            "advertised.listeners": f"{settings['advertised.listeners']}{more}",
+            "listener.security.protocol.map": f"{settings['listener.security.protocol.map']},"
+            "SASL:SASL_PLAINTEXT,SSL:SSL",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+            "listener.name.sasl.plain.sasl.jaas.config": plain,
+            "listener.name.sasl.scram-sha-512.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": by.server_pem,
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": by.ca_pem,
+            "ssl.client.auth": "required",
+        }
 
 
 def main() -> None:
