@@ -15,7 +15,7 @@ from typing import Any
 import confluent_kafka as ck
 
 from freshet.stream.kafka import Weather, made, translated
-from freshet.stream.kafka_errors import KafkaError
+from freshet.stream.kafka_errors import KafkaError, KafkaRefused
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import Listener, TopicPartition
 
@@ -62,10 +62,7 @@ class GroupMember:
         if message is not None and (error := message.error()) is not None:
             self._weather(error)
         if self._weather.final is not None:
-            raise KafkaError(
-                f"the group {self.settings.group_id} at {self.settings.bootstrap} refuses this worker: "
-                f"{self._weather.final}. Two workers need two names (--name)"
-            )
+            raise self._refused(self._weather.final)
         if self._gained:  # told here and not in the callback, where the group would wait for a snapshot to be read
             gained, self._gained = self._gained, []
             listener.gained(gained)
@@ -99,6 +96,14 @@ class GroupMember:
         closing = threading.Thread(target=self._consumer.close, daemon=True)
         closing.start()
         closing.join(self.settings.close_timeout_ms / 1e3)
+
+    def _refused(self, why: str) -> KafkaError:
+        if "instance" in why.lower():
+            return KafkaError(
+                f"another worker of the group {self.settings.group_id} has taken this one's name ({why}): two "
+                "workers need two names (--name)"
+            )
+        return KafkaRefused(self.settings.bootstrap, why)
 
     # --- called from within poll and close ------------------------------------------------------
 
