@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 BENCHES := replay freshness broker scale redis_write reader
 # Of a log, or of half an hour: their own docstrings say how to run them.
-LONG_BENCHES := ablation amount origins train_scale snapshot
+LONG_BENCHES := ablation amount origins train_scale snapshot recovery
 
 # A stamp carries a checksum of what it was made from: nothing is installed twice, and a changed pin is.
 STATE := $(VENV)/.state

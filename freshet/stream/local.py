@@ -120,7 +120,7 @@ class LocalSystem:
         """Wait until the worker that was started last serves; returns its status."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            self._check_alive()
+            self.check_alive()
             try:
                 status = read_status(self.settings)
             except FreshetError:
@@ -136,15 +136,16 @@ class LocalSystem:
         counts = topics.verify_topics(TopicAdmin(self.settings.kafka), self.settings.topics)
         consumer = PartitionConsumer(replace(self.settings.kafka, group_id="freshet-local"))
         try:
-            self._check_alive()
+            self.check_alive()
             return wait_until_quiet(store, store.current() or "", consumer, partitions_of(counts), timeout_s)
         except NotQuiet:
-            self._check_alive()
+            self.check_alive()
             raise
         finally:
             consumer.close()
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises FreshetError with the end of its log where the worker has ended."""
         if self.worker is not None and self.worker.poll() is not None:
             raise FreshetError(f"the worker ended with {self.worker.returncode}:\n{self.last_words()}")
 
