@@ -134,14 +134,16 @@ def run_worker(
                 worker.backfill(
                     log.columns(until_ms=origin.backfill_until_ms), sum(log.counts.values()), should_stop
                 )  # fmt: skip
-            said = False
+            frozen = said = False
             while not should_stop():
                 worker.turn()
+                if not frozen and worker.state in ("rewriting", "live"):
+                    frozen = True
+                    gc.collect()
+                    gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
                 if not said and worker.state == "live":
                     said = True
                     bars.say(f"live: {len(worker.graph.users)} users, {len(worker.graph.products)} products")
-                    gc.collect()
-                    gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
             worker.stop()
             if index_dir is not None:
                 index.snapshot(index_dir, bundle.model_version)

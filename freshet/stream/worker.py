@@ -58,9 +58,9 @@ class WorkerSettings:
     """Without a record for so long, the stream counts as idle."""
     ripple_turn_ms: float = 3.0
     """Ripple work between two polls, at most (and one chunk at least)."""
-    rewrite_turn_ms: float = 15.0
+    rewrite_turn_ms: float = 40.0
     """Of writing everything again, what goes between two polls, at most (and one chunk at least)."""
-    rewrite_chunk: int = 256
+    rewrite_chunk: int = 1_024
     """Nodes written again at a time."""
     flush_timeout_s: float = 30.0
     grace_s: float = 10.0
