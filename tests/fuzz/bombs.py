@@ -102,9 +102,9 @@ def bombs(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _bundles(folder)
     yield from _snapshots(folder)
     yield from _logs(folder)
+    start = "PREDICT product_id FOR user USING purchase, product WHERE "
     texts = {"nested": "(" * 10**6, "long": "x" * 10**7, "not": "NOT " * 5_000, "quote": "'\\" * 10**4}
     for name, text in texts.items():
-        start = "PREDICT product_id FOR user USING purchase, product WHERE "
         yield f"query: {name}", lambda text=text: read_query(start + text)  # type: ignore[misc]
 
 

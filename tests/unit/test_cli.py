@@ -38,6 +38,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         "topics create",
         "topics describe",
         "deadletter list",
+        "deadletter show",
+        "deadletter replay",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:
