@@ -4,8 +4,8 @@
     python -m bench.recovery --purchased-max 32 --viewed-max 16      # a million users; 100,000 products; 20 M edges
 
 The shop is that of `bench.snapshot`. Its snapshots are written first; then a worker starts with them on the embedded
-broker and Redis while events come at `--rate`. Measured from the start of the process to the first of these events readable
-in Redis; then, after FLUSHALL, how fast everything is written again, and how old events are meanwhile.
+broker and Redis while events come at `--rate`. Measured from the start of the process to the first of these events
+readable in Redis; then, after FLUSHALL, how fast everything is written again, and how old events are meanwhile.
 """
 
 from __future__ import annotations

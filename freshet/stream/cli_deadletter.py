@@ -125,7 +125,7 @@ def replay_letters(
     changes: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="FIELD=JSON", help="Set a field of the body; null leaves it out. May be repeated."
+            "--set", metavar="FIELD=JSON", help="FIELD=JSON sets a field, null leaves it out; may be repeated."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and send nothing.")] = False,

@@ -75,6 +75,8 @@ def repair(letter: DeadLetter, kind: Kind, repairs: Repairs, limits: DecodeLimit
     if isinstance(envelope, Rejection):
         raise _refused(envelope)
     body = _body(again.value, envelope.format)
+    if body is None and repairs.changes:
+        raise DeadLetterError("there are no fields to be set in its value")
     if body is not None:
         for name, value in repairs.changes:
             done += _set(body, name, value, kind, envelope.event_id)

@@ -22,7 +22,7 @@ from freshet.store.graph import GraphStore, Touched
 from freshet.store.popular import PopularSettings, popular
 from freshet.store.ranker import dump_weights
 from freshet.stream.completeness import Completeness
-from freshet.stream.deadletter import to_deadletter
+from freshet.stream.deadletter import DeadLetterLimits, to_deadletter
 from freshet.stream.freshness import Freshness
 from freshet.stream.kafka_errors import KafkaError
 from freshet.stream.membership import Membership, TopicPartition
@@ -126,6 +126,7 @@ class Worker:
         settings: WorkerSettings | None = None,
         popular_settings: PopularSettings | None = None,
         snapshots: Snapshots | None = None,
+        letter_limits: DeadLetterLimits | None = None,
         name: str = "worker",
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -144,6 +145,7 @@ class Worker:
         self.origin = origin
         self.settings = settings or WorkerSettings()
         self.popular_settings = popular_settings or PopularSettings()
+        self.letter_limits = letter_limits or DeadLetterLimits()
         self.snapshots = snapshots
         if snapshots is not None:
             snapshots.on_loaded = self._loaded
@@ -460,7 +462,7 @@ class Worker:
         if not self._answers_for(record):
             return
         if record.offset >= self.reading.committed.get((record.topic, record.partition), 0):
-            self.producer.send(to_deadletter(record, rejection, self.topics.deadletter))
+            self.producer.send(to_deadletter(record, rejection, self.topics.deadletter, self.letter_limits))
 
     def _answers_for(self, record: Record) -> bool:
         if self.role is Role.ALL:

@@ -102,6 +102,7 @@ def bombs(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _bundles(folder)
     yield from _snapshots(folder)
     yield from _logs(folder)
+    start = "PREDICT product_id FOR user USING purchase, product WHERE "
     texts = {"nested": "(" * 10**6, "long": "x" * 10**7, "not": "NOT " * 5_000, "quote": "'\\" * 10**4}
     start = "PREDICT product_id FOR user USING purchase, product WHERE "
     for name, text in texts.items():

@@ -81,14 +81,14 @@ def test_the_originals_are_opened(tmp_path: Path) -> None:
         assert rewritten(tmp_path / kind, kind, good(kind))
 
 
-@fuzzed(150)
+@fuzzed(60)
 @given(st.data(), st.sampled_from(["flat", "hnsw"]))
 def test_files_spoilt_by_bytes(tmp_path: Path, data: st.DataObject, kind: str) -> None:
     role = data.draw(st.sampled_from(sorted(good(kind))))
     rewritten(tmp_path, kind, good(kind) | {role: data.draw(spoilt_bytes([good(kind)[role]]))})
 
 
-@fuzzed(300)
+@fuzzed(80)
 @given(st.data())
 def test_graphs_with_other_numbers_in_them(tmp_path: Path, data: st.DataObject) -> None:
     graph = bytearray(good("hnsw")["graph"])
@@ -117,7 +117,7 @@ def test_every_number_of_a_graph_may_be_wrong() -> None:
             check_graph(raw[:end], DIM)
 
 
-@fuzzed(200)
+@fuzzed(60)
 @given(st.data())
 def test_manifests_spoilt_by_fields(tmp_path: Path, data: st.DataObject) -> None:
     manifest, files = contents("flat", tmp_path)

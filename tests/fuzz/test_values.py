@@ -20,7 +20,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@fuzzed(1500)
+@fuzzed(600)
 @given(spoilt_bytes(VALUES))
 def test_a_spoilt_value_is_a_value_or_refused(raw: bytes) -> None:
     assert len(seq_text(raw)) in (0, 33)
@@ -32,7 +32,7 @@ def test_a_spoilt_value_is_a_value_or_refused(raw: bytes) -> None:
     assert seq_text(raw) == found.seq.text().encode()
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(spoilt_bytes([dump_weights(RankerWeights())]))
 def test_spoilt_weights_of_the_ranker_are_weights_or_refused(raw: bytes) -> None:
     try:

@@ -41,6 +41,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         "snapshot list",
         "snapshot inspect",
         "snapshot verify",
+        "deadletter show",
+        "deadletter replay",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:

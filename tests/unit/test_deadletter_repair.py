@@ -130,6 +130,14 @@ def test_a_field_is_set_by_hand_or_left_out() -> None:
     assert fixed(letter(VIEW), Repairs(True, (("user_id", "u-9"),)))[1].record.key == b"u-9"
 
 
+def test_what_has_no_fields_gets_none_set_and_is_not_sent_without() -> None:
+    by_hand = Repairs(True, (("price", 1),))
+    tombstone = letter(None, b"p-1", "wrong_partition")
+    assert repair(tombstone, Kind.PRODUCT, FIX, DecodeLimits()).record.value is None
+    for made in (tombstone, letter(b"[1]"), letter(b"{")):
+        assert "no fields" in refused(made, by_hand, Kind.PRODUCT)
+
+
 def test_the_id_of_an_event_is_kept() -> None:
     for made in (letter(VIEW), letter({"user_id": "u-1"}, headers=(("ce_id", b"ce-1"),))):
         assert "event_id" in refused(made, Repairs(changes=(("event_id", "new"),)))

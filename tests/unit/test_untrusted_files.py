@@ -17,7 +17,7 @@ from freshet.model.bundle import _digest as digest_of
 from freshet.model.bundle import _json as head_bytes
 from freshet.store.faiss_index import make_index
 from freshet.store.index_settings import IndexSettings
-from freshet.store.index_snapshot import MANIFEST, IndexCorrupt, is_file_name, read_manifest
+from freshet.store.index_snapshot import MANIFEST, IndexCorrupt, read_manifest
 from tests.random_bundle import random_bundle
 
 OUTSIDE = ["../secret", "/etc/hostname", "..", "", ".", "a/b", "a\\b", "../../x", "a\0b"]
@@ -59,9 +59,8 @@ def rewritten(bundle: Path, names: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_bundle_does_not_lead_out_of_its_folder(bundle: Path, name: str) -> None:
-    assert not is_file_name(name)
     rewritten(bundle, {name: digest_of(b"not ours")})
-    with pytest.raises(BundleError, match="names a file outside its folder"):
+    with pytest.raises(BundleError, match="which is no file of a bundle"):
         Bundle.load(bundle)
 
 
