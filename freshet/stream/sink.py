@@ -183,8 +183,22 @@ class Sink:
             self._publish_users(mine, [None] * len(mine))
 
     def held_users(self) -> Iterator[str]:
-        """Every user with a value of this version in the store; see `EmbeddingStore.user_ids`."""
-        return self.store.user_ids(self.model_version)
+        """Every user with a value of this version in the store; see `EmbeddingStore.user_ids`.
+
+        Where the store goes away meanwhile it is waited for, and they come from the beginning again.
+        """
+        names = self.store.user_ids(self.model_version)
+
+        def following() -> str | None:
+            nonlocal names
+            try:
+                return next(names, None)
+            except StoreUnavailable:
+                names = self.store.user_ids(self.model_version)
+                raise
+
+        while (name := self.insist(following)) is not None:
+            yield name
 
     def forget_strangers(self, names: Iterable[str]) -> None:
         """Delete the embeddings of those that the state does not know: forgotten while no worker ran."""
