@@ -295,7 +295,7 @@ class Cluster:
         """From where on a process writes what it reads."""
         process.parts["losses"] = self.redis.losses
         served = self.monitor.served_from.setdefault(process.name, {})
-        for scope in worker.completeness.serves:
+        for scope in worker.completeness.whole:
             for tp in worker.reading.scopes[scope]:
                 at = worker.reading.positions[tp]
                 served.setdefault(tp, at)
@@ -352,7 +352,7 @@ class Cluster:
         positions = worker.reading.positions
         read = all(positions.get(tp) == self.broker.high(tp) for tp in inputs)
         delivered = not len(worker.producer)
-        committed = all(self.broker.offsets.get(tp, 0) == positions.get(tp) for tp in inputs if self.broker.high(tp))
+        committed = not worker.reading.uncommitted(worker.reading.scopes)
         return read and delivered and committed and worker.state == "live" and not worker.updater.ripples.waiting
 
     def _compare(self) -> None:

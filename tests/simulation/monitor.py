@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from freshet.store.snapshot_file import SnapshotReader
 from freshet.store.value import ValueCorrupt, decode_value
 from freshet.stream.completeness import read_sentinel, sentinel_blob
@@ -112,10 +114,9 @@ class Monitor:
             return
         client = process.parts["store"]
         assert isinstance(client, RedisClient)
-        if self.redis.losses != process.parts["losses"]:
+        worker: Any = process.parts["worker"]
+        if self.redis.losses != process.parts["losses"] or users_scope(record.partition) not in worker.completeness.whole:
             return
-        import msgspec
-
         time = msgspec.json.decode(record.value or b"")["timestamp"]
         value = self.redis.values.get(self.version, [user])[0]
         if value is None or decode_value(value).event_ts < time:
