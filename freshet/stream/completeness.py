@@ -68,6 +68,8 @@ class Completeness:
 
     def serve(self, scope: str, fence: int) -> None:
         """Write a scope from now on, users with this token."""
+        if self._incarnation is None:  # before the first write: a store that goes back from now on is noticed
+            self._incarnation = self.sink.insist(self.serving.incarnation)
         self.serves.add(scope)
         if scope != ITEMS:
             self.sink.ownership.grant(partition_in(scope), fence)
