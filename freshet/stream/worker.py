@@ -360,12 +360,12 @@ class Worker:
 
     def _commit_if_delivered(self) -> None:
         """Commit without waiting, when all that was sent has been acknowledged; wait only if it never is."""
+        self._check_deliveries()
         offsets = self._uncommitted()
         if not offsets:
             return
         now = self._monotonic()
         if not len(self.producer):
-            self._check_deliveries()
             self._commit_now(offsets)
         elif now - self._committed_at > self.settings.commit_wait_ms / 1e3:
             self.commit()
