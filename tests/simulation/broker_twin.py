@@ -153,6 +153,10 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._queue) + len(self._unreported)
 
+    def undelivered(self, topic: str) -> int:
+        """Records of a topic that have not arrived, and may yet, or never will."""
+        return sum(record.topic == topic for record in self._queue)
+
     def deliver_some(self) -> None:
         """One of the surroundings: the client's own thread goes on, whatever its process does."""
         if self._queue and not self.broker.down and self.broker.world.rng.random() < 0.5:

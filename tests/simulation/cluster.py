@@ -235,6 +235,8 @@ class Cluster:
                 self.outcome.gap = True
             else:
                 world.violate(f"{process.name}: {process.error}")
+        elif isinstance(process.error, OSError) and self._is_starting(process):
+            pass  # where snapshots cannot be read, a worker does not start without them
         elif process.ended not in ("crash", "stopped", "Stopped", "Fenced", "KafkaError", "KafkaUnavailable"):
             import traceback
 
@@ -262,7 +264,7 @@ class Cluster:
                 world.sleep(process, 0.05)
         graph = GraphStore(LIMITS)
         producer, consumer = Outbox(self.broker, process), Source(self.broker, process, s.batch_max)
-        self._outboxes[process.name] = producer
+        self._outboxes[process.name] = process.parts["outbox"] = producer
         ownership = Ownership(graph.users, s.partitions)
         sink = Sink(
             graph, store, MemoryItemIndex(DIM), producer, TOPICS.embeddings_products, BUNDLE.model_version, DIM,
@@ -299,6 +301,10 @@ class Cluster:
             for tp in worker.reading.scopes[scope]:
                 at = worker.reading.positions[tp]
                 served.setdefault(tp, at)
+
+    def _is_starting(self, process: Process) -> bool:
+        worker: Any = process.parts.get("worker")
+        return worker is None or not worker.completeness.serves
 
     def _newest(self) -> Worker | None:
         alive = [p.parts["worker"] for p in self.world.processes if p.alive and "worker" in p.parts]
@@ -557,6 +563,8 @@ def _retention_gap(cluster: Cluster, fault: Fault, process: Process) -> None:
         if cluster.broker.high(tp) > at:
             cluster.broker.low[tp] = cluster.broker.high(tp)
             cluster.gap_made = True
+    if cluster.gap_made:
+        process.dead = True
 
 
 STRIKES: dict[str, Callable[[Cluster, Fault, Process], None]] = {

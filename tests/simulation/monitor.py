@@ -15,7 +15,7 @@ from freshet.stream.deadletter import OFFSET, PARTITION, TOPIC
 from freshet.stream.membership import TopicPartition
 from freshet.stream.records import Record
 from freshet.stream.rewriting import ITEMS, users_scope
-from tests.simulation.broker_twin import Broker
+from tests.simulation.broker_twin import Broker, Outbox
 from tests.simulation.disk_twin import Disk
 from tests.simulation.redis_twin import RedisClient, RedisServer
 from tests.simulation.shop import TOPICS
@@ -94,6 +94,16 @@ class Monitor:
         missing = [u for u, value in zip(known, held, strict=True) if value is None and u not in self.forgotten]
         if missing and worker.role.value == "all":
             self.world.violate(f"{process.name} pointed readers to {version}, and it lacks {missing}")
+
+    def _blob(self, process: Process, name: str, blob: bytes) -> None:
+        """Items are whole when readers' own indexes can be."""
+        if name != f"{self.version}:{sentinel_blob(ITEMS)}":
+            return
+        sentinel = read_sentinel(blob)
+        outbox = process.parts["outbox"]
+        assert isinstance(outbox, Outbox)
+        if sentinel is not None and sentinel.whole and outbox.undelivered(TOPICS.embeddings_products):
+            self.world.violate(f"{process.name} says that items are whole, and some are not delivered to readers yet")
 
     # --- offsets --------------------------------------------------------------------------------
 

@@ -143,7 +143,14 @@ class RedisClient:
 
     def put_blob(self, name: str, seq: Seq, blob: bytes) -> bool:
         """See `ServingState.put_blob`."""
-        return self._call("blob", lambda n: self.server.state.put_blob(name, seq, blob))
+
+        def write(n: int) -> bool:
+            taken = self.server.state.put_blob(name, seq, blob)
+            if taken:
+                self._watch("blob", self._process, name, blob)
+            return taken
+
+        return self._call("blob", write)
 
     def get_blob(self, name: str) -> bytes | None:
         """See `ServingState.get_blob`."""
