@@ -139,7 +139,11 @@ class Completeness:
         fence = None if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
         blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole))
         self._left[scope] = blob
-        return self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
+        taken = self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
+        if not taken and fence is not None:  # another worker's, though it may hold no user whose write would say so
+            self.sink.refused[partition_in(scope)] = fence
+            self.sink.ownership.drop(partition_in(scope))
+        return taken
 
     def _sentinel(self, scope: str) -> bytes | None:
         name = f"{self.sink.model_version}:{sentinel_blob(scope)}"
