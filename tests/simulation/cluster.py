@@ -40,7 +40,7 @@ from tests.simulation.world import Fault, Process, Violation, World
 
 STORM_EFFECTS_MAX = 1_200
 """Effects after which faults cease in any case."""
-CALM_TURNS_MAX = 4_000
+CALM_TURNS_MAX = 1_500
 """Turns without faults in which everything has to have settled."""
 VECTOR_ERROR_MAX = 1e-6
 
@@ -295,7 +295,6 @@ class Cluster:
 
     def _note_served(self, process: Process, worker: Worker) -> None:
         """From where on a process writes what it reads."""
-        process.parts["losses"] = self.redis.losses
         served = self.monitor.served_from.setdefault(process.name, {})
         for scope in worker.completeness.whole:
             for tp in worker.reading.scopes[scope]:

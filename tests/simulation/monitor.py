@@ -125,7 +125,7 @@ class Monitor:
         client = process.parts["store"]
         assert isinstance(client, RedisClient)
         worker: Any = process.parts["worker"]
-        if self.redis.losses != process.parts["losses"] or users_scope(record.partition) not in worker.completeness.whole:
+        if self.redis.losses != client.incarnation_at or users_scope(record.partition) not in worker.completeness.whole:
             return
         time = msgspec.json.decode(record.value or b"")["timestamp"]
         value = self.redis.values.get(self.version, [user])[0]

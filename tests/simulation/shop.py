@@ -108,7 +108,7 @@ class Shop:
             if rng.random() < 0.3:
                 return Product(product, at, withdrawn=True)
             return Product(product, at, ("a", rng.choice("bc")), rng.choice([None, "b1"]), rng.choice([None, 2.5]))
-        if rng.random() < 0.35:
+        if rng.random() < 0.6:
             return Profile(user, at, forgotten=True)
         return Profile(user, at, rng.choice([None, "25-34"]), None, rng.choice([None, "2017-03-01"]))
 
