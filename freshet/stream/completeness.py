@@ -46,11 +46,12 @@ def read_sentinel(blob: bytes | None) -> Sentinel | None:
 class Completeness:
     """The scopes that a worker serves: written with every step, and all of them once more after a gain or a loss.
 
-    `before_whole` is called when all of a scope has been written, before its sentinel says so.
+    `before_whole` is called when all of a scope has been written, before its sentinel says so; where it returns false
+    the scope is not whole yet, and it is asked again.
     """
 
     def __init__(
-        self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], None],
+        self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], bool],
         chunk: int, progress: Callable[[str, int, int], None],
     ) -> None:  # fmt: skip
         self.updater = updater
@@ -127,7 +128,9 @@ class Completeness:
         if self._sentinel(scope) != self._left.get(scope):
             self._write_again(scope)
             return
-        self._before_whole(scope)
+        if not self._before_whole(scope):
+            self.rewrites.add(scope, np.zeros(0, dtype=np.int32))
+            return
         if not self._leave(scope, whole=True):
             return
         self.whole.add(scope)

@@ -338,13 +338,15 @@ class Worker:
             if self._monotonic() >= end:
                 return
 
-    def _before_whole(self, scope: str) -> None:
+    def _before_whole(self, scope: str) -> bool:
         """Items are whole when the changelog has been delivered, and what readers rank with is there."""
         if scope == ITEMS:
-            self._flush()
+            if not self._flush():
+                return False
             self.publish_ranker()
             self._popular_tick = None
             self.publish_popular()
+        return True
 
     # --- committing -----------------------------------------------------------------------------
 
