@@ -92,10 +92,12 @@ class Completeness:
         incarnation = self.sink.insist(self.serving.incarnation)
         changed = self._incarnation is not None and incarnation != self._incarnation
         self._incarnation = incarnation
-        for scope in sorted(self.serves):
-            if changed or self._sentinel(scope) != self._left.get(scope):
-                logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
-                self._write_again(scope)
+        lost = [s for s in sorted(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
+        for scope in lost:
+            logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
+            self._write_again(scope)
+        if lost:  # a store that went back may hold users who have been forgotten since
+            self.rewrites.compare(self.sink.held_users())
 
     def rewrite_once(self) -> None:
         """Write again one chunk of what waits for it."""
