@@ -558,6 +558,8 @@ def _retention_gap(cluster: Cluster, fault: Fault, process: Process) -> None:
     needed = _needed(cluster)
     if needed is None:
         return
+    for _ in range(min(5, len(cluster._to_publish))):
+        cluster._publish()
     for tp, at in needed.items():
         if cluster.broker.high(tp) > at:
             cluster.broker.low[tp] = cluster.broker.high(tp)
