@@ -114,6 +114,10 @@ class Ripples:
         self.graph = graph
         self.config = config
         self._users, self._items = users, items
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing is stale: all that was noted is made good otherwise."""
         self.user, self.item = Wave(), Wave()
         self.changed_x = DirtySet()
         self.due_inner_users, self.due_inner_products = DirtySet(), DirtySet()
@@ -181,6 +185,7 @@ class Ripples:
 
     def expand_users(self) -> None:
         """Start a wave of users: look up who reads the changed products."""
+        self.reserve()  # lists may name nodes that came without ripples of their own
         outer, inner = self.config.user.outer, self.config.user.inner
         _, products = self.user.take_sources()
         for relation in ("purchased", "viewed"):
@@ -205,6 +210,7 @@ class Ripples:
 
     def expand_items(self) -> None:
         """Start a wave of items: look up who reads the changed users and products."""
+        self.reserve()
         outer = self.config.item.outer
         users, products = self.item.take_sources()
         self.item.due.add(products)

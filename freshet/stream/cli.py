@@ -181,16 +181,29 @@ def worker(
     ] = None,
     backfill_until: Annotated[str | None, typer.Option(help="Take only events before this date from it.")] = None,
     index_dir: Annotated[Path | None, typer.Option(help="Where to write the item index when the worker stops.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="all: a worker alone; users: several share them; items: one beside those.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The worker's name; a named worker of users keeps its partitions.")
+    ] = None,
+    standby: Annotated[
+        bool, typer.Option(help="Follow other workers' partitions as well, to take them over in seconds.")
+    ] = False,
+    snapshots: Annotated[
+        str | None, typer.Option(help="Folder or URL where snapshots are kept.", metavar="PLACE")
+    ] = None,
     bootstrap: Bootstrap = None,
     redis: RedisUrl = None,
 ) -> None:
     """Keep embeddings fresh: consume the topics, write to Redis and the item index, until SIGTERM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: small batches lose by a second thread
     from freshet.stream.progress import Bars
-    from freshet.stream.wiring import run_worker
+    from freshet.stream.wiring import run_worker, worker_settings
 
     with Bars(console) as bars:
-        run_worker(_settings(bootstrap, redis), bundle, backfill, backfill_until, index_dir, bars, _stopper())
+        settings = worker_settings(_settings(bootstrap, redis), role, name, standby, snapshots)
+        run_worker(settings, bundle, backfill, backfill_until, index_dir, bars, _stopper())
 
 
 def _stopper() -> Callable[[], bool]:

@@ -22,12 +22,14 @@ logger = logging.getLogger("freshet.completeness")
 
 
 class Sentinel(msgspec.Struct, frozen=True):
-    """What stands beside the values of a scope: who writes them, and whether all of them are there."""
+    """What stands beside the values of a scope: who writes them, whether all of them are there, and of how many
+    partitions of users there are."""
 
     scope: str
     worker: str
     fence: int
     whole: bool
+    partitions: int
 
 
 def sentinel_blob(scope: str) -> str:
@@ -61,6 +63,7 @@ class Completeness:
         self.whole: set[str] = set()
         self.rewrites = Rewrites()
         self._worker = worker
+        self._partitions = sink.ownership.partitions
         self._before_whole = before_whole
         self._chunk = chunk
         self._progress = progress
@@ -136,13 +139,13 @@ class Completeness:
         if not self._leave(scope, whole=True):
             return
         self.whole.add(scope)
-        every = (ITEMS, *(users_scope(p) for p in range(self.sink.ownership.partitions)))
+        every = (ITEMS, *(users_scope(p) for p in range(self._partitions)))
         if all(scope in self.whole or self._is_whole(scope) for scope in every):
             self.sink.insist(lambda: self.serving.set_current(self.sink.model_version))
 
     def _leave(self, scope: str, whole: bool) -> bool:
         fence = None if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
-        blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole))
+        blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole, self._partitions))
         self._left[scope] = blob
         taken = self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
         if not taken and fence is not None:  # another worker's, though it may hold no user whose write would say so

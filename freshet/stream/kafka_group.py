@@ -93,7 +93,7 @@ class GroupMember:
         return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
     def close(self) -> None:
-        """See `Membership.close`; what is still owned goes to others (of a static member: after its session timeout)."""
+        """See `Membership.close`. What is owned goes to others; of a static member after its session timeout."""
         self._listener = None
         closing = threading.Thread(target=self._consumer.close, daemon=True)
         closing.start()

@@ -30,7 +30,7 @@ class Membership(Protocol):
     shares: bool
 
     def poll(self, listener: Listener) -> None:
-        """Tell of what has changed since the last call. To be called often: a member that does not is taken for dead."""
+        """Tell of what has changed since the last call. Call it often: who does not is taken for dead."""
         ...
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:

@@ -71,7 +71,8 @@ class Ownership:
         raw = [b"" if name is None else name.encode() for name in names]
         starts = np.zeros(len(raw) + 1, dtype=np.int64)
         np.cumsum([len(r) for r in raw], out=starts[1:])
-        kernels.place_keys(np.frombuffer(b"".join(raw), dtype=np.uint8), starts, self.partitions, self._partition[new[0] :])
+        data = np.frombuffer(b"".join(raw), dtype=np.uint8)
+        kernels.place_keys(data, starts, self.partitions, self._partition[self._placed :])
         nameless = new[np.array([name is None for name in names], dtype=np.bool_)]
         self._partition[nameless] = UNKNOWN
         self._placed = len(self._users)

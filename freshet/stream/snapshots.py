@@ -19,7 +19,7 @@ from typing import Protocol
 
 from freshet.errors import FreshetError
 from freshet.store.columns import I32, Bool
-from freshet.store.graph import GraphStore
+from freshet.store.graph import GraphStore, Touched
 from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
 from freshet.store.snapshot_places import SnapshotPlace, newest_valid, retain, snapshot_name
@@ -161,6 +161,8 @@ class Snapshots:
         self.settings = settings
         self.model_version = model_version
         self.topic_ids = dict(topic_ids)
+        self.on_loaded: Callable[[Touched], None] = lambda touched: None
+        """Told of what a snapshot changed in the graph."""
         self.taken = 0
         self.error: str | None = None
         self.pause_ms_max = 0.0
@@ -188,7 +190,7 @@ class Snapshots:
             if wrong is not None:
                 logger.warning("snapshot %s is not used: %s", name, wrong)
                 return {}
-            absorb(self.graph, reader.head, reader.parts())
+            self.on_loaded(absorb(self.graph, reader.head, reader.parts()))
         logger.info("snapshot %s loaded", name)
         self._last[scope] = dict(reader.head.positions)
         return dict(reader.head.positions)

@@ -21,7 +21,7 @@ import numpy as np
 from freshet.model.affected import Ripples, direct
 from freshet.model.frozen import FrozenTowers
 from freshet.store.columns import I32, EventColumns
-from freshet.store.graph import GraphStore
+from freshet.store.graph import GraphStore, Touched
 from freshet.stream.decode import Decoded, DecodeLimits, decode
 from freshet.stream.events import Kind
 from freshet.stream.product_states import ProductStates
@@ -131,6 +131,13 @@ class Updater:
         with self._stage("absorb"):
             self.graph.apply(columns)
 
+    def take_in(self, touched: Touched) -> None:
+        """Bring the caches up to date with what a snapshot brought; its users are written when they are served."""
+        affected = direct(touched, self.towers.config, self.graph)
+        self.towers.refresh_features(affected.x_users, affected.x_products)
+        self.towers.refresh_inner(affected.inner_users, affected.inner_products)
+        self.ripples.note(affected, touched, self._monotonic() * 1e3)
+
     def absorb_records(self, records: Sequence[Record]) -> Decoded:
         """Decode records and merge them into the state without encoding anything."""
         decoded = decode(records, self.kinds, self.limits)
@@ -143,6 +150,7 @@ class Updater:
         """Bring the caches up to date with the state; from now on `step` keeps them so."""
         with self._stage("rebuild"):
             self.towers.rebuild()
+        self.ripples.clear()  # what was told meanwhile is in the caches, and everything is written
 
     def write_all(self) -> None:
         """Bring everything up to date and write it."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from freshet.errors import FreshetError
@@ -24,6 +23,7 @@ from freshet.stream.decode import DecodeLimits, decode
 from freshet.stream.events import Kind
 from freshet.stream.kafka import PartitionConsumer
 from freshet.stream.placement import Placement
+from freshet.stream.worker_status import combined, read_statuses
 
 ATOL = 1e-5
 WORST_MAX = 10
@@ -72,27 +72,39 @@ def wait_until_quiet(
     serving: ServingState, version: str, consumer: PartitionConsumer, inputs: Sequence[tuple[str, int]],
     timeout_s: float, sleep: Callable[[float], None] = time.sleep, monotonic: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:  # fmt: skip
-    """Wait until the worker has applied all that the topics hold now and owes nobody an update.
+    """Wait until the workers have applied all that the topics hold now and owe nobody an update.
 
-    Returns its status. Raises NotQuiet after `timeout_s`.
+    Returns their status. Raises NotQuiet after `timeout_s`.
     """
     end = monotonic() + timeout_s
     status: dict[str, Any] = {}
     goal = {f"{t}/{p}": high for (t, p), (_, high) in consumer.watermarks(inputs).items()}
     while monotonic() < end:
-        blob = serving.get_blob(f"{version}:status")
-        status = msgspec.json.decode(blob) if blob else {}
+        statuses = read_statuses(serving, version)
+        status = combined(statuses) if statuses else {}
         positions = status.get("positions", {})
         behind = [k for k, high in goal.items() if positions.get(k, 0) < high]
-        owed = status.get("ripples_waiting", 0) + status.get("undelivered", 0)
+        owed = sum(status.get(name, 0) for name in ("ripples_waiting", "rewrites_waiting", "undelivered"))
         if status.get("state") in ("live", "stopped") and not behind and not owed:
-            return status
+            if not _behind_with_states(status, inputs, consumer):
+                return status
         sleep(0.1)
     raise NotQuiet(
         f"the worker is not quiet after {timeout_s:.0f} s (state {status.get('state', 'unknown')!r}, "
         f"{status.get('ripples_waiting', '?')} ripples waiting, {status.get('undelivered', '?')} records on their "
         "way): stop the producers, or give --timeout more seconds"
     )
+
+
+def _behind_with_states(
+    status: dict[str, Any], inputs: Sequence[tuple[str, int]], consumer: PartitionConsumer
+) -> bool:
+    """Whether a worker of users has yet to be told states of products; to be asked when nobody owes any."""
+    known = {f"{topic}/{p}" for topic, p in inputs}
+    places = [place for place in status["positions"] if place not in known]
+    tps = [(topic, int(p)) for topic, _, p in (place.rpartition("/") for place in places)]
+    ends = consumer.watermarks(tps)
+    return any(status["positions"][place] < ends[tp][1] for place, tp in zip(places, tps, strict=True))
 
 
 def rebuild(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from freshet.errors import FreshetError
@@ -20,15 +21,18 @@ from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
 from freshet.stream.follower import IndexFollower
 from freshet.stream.kafka import KafkaUnavailable, PartitionConsumer, RecordProducer, TopicAdmin
-from freshet.stream.membership import Alone
+from freshet.stream.membership import Alone, Membership
 from freshet.stream.modelling import day_ms
 from freshet.stream.placement import Placement
 from freshet.stream.producer import Producer
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace, Replayed
 from freshet.stream.replay import replay as publish
+from freshet.stream.rewriting import ITEMS
+from freshet.stream.roles import Role
 from freshet.stream.settings import Settings, from_environment
 from freshet.stream.worker import Origin, Worker
+from freshet.stream.worker_status import combined, read_statuses
 
 if TYPE_CHECKING:
     from freshet.model.bundle import Bundle
@@ -54,6 +58,19 @@ def settings_of(environment: Mapping[str, str], bootstrap: str | None, redis: st
     if redis:
         settings = replace(settings, redis=replace(settings.redis, url=redis))
     return settings
+
+
+def worker_settings(
+    settings: Settings, role: str | None, name: str | None, standby: bool, snapshots: str | None
+) -> Settings:
+    """Settings with what `freshet worker` overrides."""
+    if role is not None and role not in set(Role):
+        raise FreshetError(f"--role {role} is no role of a worker: it is one of {', '.join(Role)}")
+    chosen: dict[str, Any] = {"role": role, "name": name, "follow": standby or None}
+    worker = replace(settings.worker, **{field: value for field, value in chosen.items() if value is not None})
+    if snapshots is not None:
+        settings = replace(settings, snapshot=replace(settings.snapshot, place=snapshots))
+    return replace(settings, worker=worker)
 
 
 @contextmanager
@@ -88,6 +105,8 @@ def run_worker(
     index_dir: Path | None, bars: Bars, should_stop: Callable[[], bool],
 ) -> None:  # fmt: skip
     """The process `freshet worker`: returns when it was asked to stop and has finished its batch."""
+    if settings.worker.role == "items":  # it commits beside the workers of users, not among them
+        settings = replace(settings, kafka=replace(settings.kafka, group_id=f"{settings.kafka.group_id}-items"))
     from freshet.model.bundle import Bundle
     from freshet.model.frozen import encode_fixture
     from freshet.store.faiss_index import make_index
@@ -130,37 +149,67 @@ def worker_of(
     settings: Settings, bundle: Bundle, index: ItemIndex, counts: Mapping[str, int], origin: Origin, bars: Bars,
     should_stop: Callable[[], bool],
 ) -> Iterator[Worker]:  # fmt: skip
-    """A worker on real servers; its clients are closed afterwards."""
+    """A worker on real servers; its clients are closed afterwards. `counts`: partitions of the input topics."""
     from freshet.model.frozen import FrozenTowers
     from freshet.store.graph import GraphStore
     from freshet.stream.ownership import Ownership
     from freshet.stream.sink import Sink
     from freshet.stream.updater import Updater
 
-    store = open_store(settings)
-    fence = wait_for("Redis", lambda: store.next_fence("worker", int(time.time() * 1e3)), bars, should_stop)
-    graph = GraphStore(settings.graph)
-    producer = RecordProducer(settings.kafka)
-    consumer = PartitionConsumer(settings.kafka)
-    partitions = counts[settings.topics.view]
+    role, name = Role(settings.worker.role), settings.worker.name or worker_name(settings)
+    store, names = open_store(settings), settings.topics
+    scope = ITEMS if role.writes_items else f"worker-{name}"
+    fence = wait_for("Redis", lambda: store.next_fence(scope, int(time.time() * 1e3)), bars, should_stop)
+    graph = GraphStore(settings.graph, product_lists=role.writes_items)
+    producer, consumer = RecordProducer(settings.kafka), PartitionConsumer(settings.kafka)
+    partitions = counts[names.view]
     ownership = Ownership(graph.users, partitions)
     sink = Sink(
-        graph, store, index, producer, settings.topics.embeddings_products, bundle.model_version, bundle.config.dim,
+        graph, store, index, producer, names.embeddings_products, bundle.model_version, bundle.config.dim,
         ownership, fence, settings.sink, should_stop=should_stop,
-        users_topic=settings.topics.embeddings_users if settings.topics.publish_users else None,
+        users_topic=names.embeddings_users if names.publish_users else None,
+        states_topic=names.state_products if role is Role.ITEMS else None,
     )  # fmt: skip
-    updater = Updater(
-        graph, FrozenTowers(bundle, graph), sink, topics.kinds(settings.topics), settings.decode, settings.ripple
-    )
+    towers = FrozenTowers(bundle, graph)
+    updater = Updater(graph, towers, sink, topics.kinds(names), settings.decode, settings.ripple, role=role)
+    membership = _membership(settings, role, name, partitions, consumer)
     try:
         yield Worker(
-            graph, updater, sink, store, consumer, producer, Alone(partitions, consumer), settings.topics, counts,
+            graph, updater, sink, store, consumer, producer, membership, names, _read_by(role, settings, counts),
             origin, settings.worker, settings.popular, _snapshots(settings, graph, ownership, bundle.model_version),
-            progress=bars.update,
+            name, progress=bars.update,
         )  # fmt: skip
     finally:
+        membership.close()
         consumer.close()
         producer.close()
+
+
+def worker_name(settings: Settings) -> str:
+    """The name of a worker that was given none: one is alone, or one of those of this machine's processes."""
+    role = settings.worker.role
+    return f"users-{socket.gethostname()}-{os.getpid()}" if role == "users" else {"all": "worker"}.get(role, role)
+
+
+def _membership(
+    settings: Settings, role: Role, name: str, partitions: int, consumer: PartitionConsumer
+) -> Membership:
+    if role is Role.USERS:
+        from freshet.stream.kafka_group import GroupMember
+
+        return GroupMember(settings.kafka, settings.topics.view, name if settings.worker.name else None)
+    return Alone(partitions if role is Role.ALL else 0, consumer)
+
+
+def _read_by(role: Role, settings: Settings, counts: Mapping[str, int]) -> dict[str, int]:
+    """The topics that a worker reads, with their partitions."""
+    if role is not Role.USERS:
+        return dict(counts)
+    states = settings.topics.state_products
+    there = TopicAdmin(settings.kafka).describe([states])[states]
+    if there is None:
+        raise FreshetError(f"{states} does not exist: create the topics with `{topics.CREATE_COMMAND}`")
+    return {**{topic: counts[topic] for topic in settings.topics.by_user}, states: there}
 
 
 def _snapshots(settings: Settings, graph: GraphStore, ownership: Ownership, model_version: str) -> Snapshots | None:
@@ -237,14 +286,13 @@ def run_replay(
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
-    """The status that the worker of the current version wrote last."""
+    """The status that the workers of the current version wrote last."""
     store = open_store(settings)
     version = store.current()
-    blob = store.get_blob(f"{version}:status") if version else None
-    if blob is None:
+    statuses = read_statuses(store, version) if version else []
+    if not statuses:
         raise FreshetError(f"no worker has gone live on {settings.redis.url_shown} yet: start `freshet worker`")
-    found: dict[str, Any] = msgspec.json.decode(blob)
-    return found
+    return combined(statuses)
 
 
 def open_follower(settings: Settings, version: str, dim: int) -> IndexFollower:

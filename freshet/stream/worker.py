@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 
 from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
-from freshet.store.graph import GraphStore
+from freshet.store.graph import GraphStore, Touched
 from freshet.store.popular import PopularSettings, popular
 from freshet.store.ranker import dump_weights
 from freshet.stream.completeness import Completeness
@@ -65,6 +65,11 @@ class WorkerSettings:
     flush_timeout_s: float = 30.0
     grace_s: float = 10.0
     """After being asked to stop: how long a last round of snapshots may take."""
+    role: Literal["all", "users", "items"] = "all"
+    """`all` is a worker alone; `users` share the partitions of users, and `items` computes products for them."""
+    name: str = ""
+    """What the worker is called in the status; of a worker of users also its place in the group: started again within
+    `session_timeout_ms` under the same name, it keeps its partitions."""
     follow: bool = False
     """Whether a worker that shares partitions follows those of others as well, to take one over within seconds; it
     then holds all users in memory."""
@@ -140,6 +145,8 @@ class Worker:
         self.settings = settings or WorkerSettings()
         self.popular_settings = popular_settings or PopularSettings()
         self.snapshots = snapshots
+        if snapshots is not None:
+            snapshots.on_loaded = self._loaded
         self.role = updater.role
         self.name = name
         self.freshness = Freshness()
@@ -278,6 +285,10 @@ class Worker:
     def _drop(self, scope: str) -> None:
         self.gaining.pop(scope, None)
         self.completeness.drop(scope)
+
+    def _loaded(self, touched: Touched) -> None:
+        if self._built:
+            self.updater.take_in(touched)
 
     def _of_users(self, partition: int) -> list[TopicPartition]:
         return [(topic, partition) for topic in self.topics.by_user]

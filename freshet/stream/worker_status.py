@@ -1,10 +1,18 @@
-"""What a worker is doing, as one JSON object: what `freshet status` shows and `freshet verify` waits for."""
+"""What workers are doing, as JSON objects: what `freshet status` shows and `freshet verify` waits for.
+
+A worker is found by what it serves: the sentinel of each scope names it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from freshet.store.embeddings import NamedBlobs
+from freshet.stream.completeness import Sentinel, read_sentinel, sentinel_blob
+from freshet.stream.rewriting import ITEMS, users_scope
 
 if TYPE_CHECKING:
     from freshet.stream.worker import Worker
@@ -49,4 +57,59 @@ def status_of(worker: Worker, now_ms: int) -> dict[str, Any]:
         "serves": sorted(worker.completeness.serves),
         "stopped": reading.stopped,
         "snapshots": None if snapshots is None else snapshots.status(),
+    }
+
+
+STATES = ("stopped", "live", "rewriting", "catching up", "starting")
+"""From the best to the worst, `stopped` aside: of several workers the worst is what all are in."""
+SUMMED = (
+    "records", "purchase_lines", "rejected", "users_written", "users_rippled", "products_written", "ripples_waiting",
+    "rewrites_waiting", "undelivered",
+)  # fmt: skip
+
+
+def read_statuses(blobs: NamedBlobs, version: str) -> list[dict[str, Any]]:
+    """The status of every worker that serves something of a version, by name."""
+
+    def sentinel(scope: str) -> Sentinel | None:
+        return read_sentinel(blobs.get_blob(f"{version}:{sentinel_blob(scope)}"))
+
+    some = [sentinel(ITEMS), sentinel(users_scope(0))]
+    partitions = max((s.partitions for s in some if s is not None), default=0)
+    some += [sentinel(users_scope(p)) for p in range(1, partitions)]
+    names = {s.worker for s in some if s is not None}
+    found = []
+    for name in sorted(names):
+        blob = blobs.get_blob(f"{version}:{status_blob(name)}")
+        if blob is not None:
+            found.append(msgspec.json.decode(blob))
+    return found
+
+
+def combined(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One status for several workers, of which `workers` lists each; that of a worker alone as it is.
+
+    What says where a partition stands is the least of those who read it; counts are sums.
+    """
+    if len(statuses) == 1:
+        return statuses[0]
+    first = next((s for s in statuses if s["role"] != "users"), statuses[0])
+    positions: dict[str, int] = {}
+    for status in statuses:
+        for place, offset in status["positions"].items():
+            positions[place] = min(offset, positions.get(place, offset))
+    return {
+        **first,
+        "name": ", ".join(s["name"] for s in statuses),
+        "state": max((s["state"] for s in statuses), key=STATES.index),
+        "written_ms": min(s["written_ms"] for s in statuses),
+        "users": max(s["users"] for s in statuses),
+        "products": max(s["products"] for s in statuses),
+        "event_time_max": max(s["event_time_max"] for s in statuses),
+        **{name: sum(s[name] for s in statuses) for name in SUMMED},
+        "ripple_staleness_ms": max(s["ripple_staleness_ms"] for s in statuses),
+        "positions": positions,
+        "serves": sorted({scope for s in statuses for scope in s["serves"]}),
+        "stopped": {scope: why for s in statuses for scope, why in s["stopped"].items()},
+        "workers": list(statuses),
     }

@@ -1,0 +1,89 @@
+"""Workers that share the work: partitions move, one worker computes items for all, and verify stays green."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freshet.stream import topics
+from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
+from freshet.stream.settings import Settings
+from tests.integration.fleet import Fleet
+from tests.random_bundle import random_bundle
+
+NOW_MS = int(time.time() * 1e3)
+USERS = 24
+
+
+def some_events(start: int, count: int, users: int = USERS, products: int = 14) -> list[Event]:
+    """Events `start` to `start + count` of one endless log."""
+    rng = np.random.default_rng(start)
+    events: list[Event] = []
+    for i in range(start, start + count):
+        user, at = f"u{rng.integers(users)}", NOW_MS + i
+        if i % 17 == 0:
+            events.append(Product(f"p{rng.integers(products)}", at, category=("a", f"c{i % 3}"), price=float(i % 9)))
+        elif i % 23 == 0:
+            events.append(Profile(user, at, age_bucket=f"{i % 5}0-{i % 5}9"))
+        elif i % 4:
+            events.append(View(f"v{i}", user, f"p{rng.integers(products)}", at))
+        else:
+            lines = tuple(Line(f"p{p}", quantity=1.0) for p in rng.choice(products, 3, replace=False))
+            events.append(Purchase(f"o{i}", user, at, items=lines))
+    return events
+
+
+@pytest.fixture
+def fleet(
+    broker: str, valkey: str, fresh_topics: Callable[[int], topics.TopicSettings],
+    fresh_name: Callable[[str], str], tmp_path: Path,
+) -> Iterator[Fleet]:  # fmt: skip
+    """No worker yet, on either broker; every relation is read, so that users depend on the worker of items."""
+    bundle = random_bundle(products=("p1", "p2"))
+    bundle.save(tmp_path / "bundle")
+    settings = Settings(topics=fresh_topics(4))
+    settings = replace(
+        settings,
+        kafka=replace(settings.kafka, bootstrap=broker, group_id=fresh_name("group"), session_timeout_ms=6_000),
+        redis=replace(settings.redis, url=valkey),
+        snapshot=replace(settings.snapshot, place=str(tmp_path / "snapshots"), interval_s=1.0),
+    )
+    with Fleet(tmp_path / "run", tmp_path / "bundle", bundle.model_version, settings) as made:
+        yield made
+
+
+def shared_out(fleet: Fleet, *names: str) -> bool:
+    """Whether these workers serve every partition, each at least one and none twice."""
+    served = [fleet.serves(name) for name in names]
+    return all(served) and sum(map(len, served)) == 4 and len(set().union(*served)) == 4
+
+
+def test_one_worker_becomes_three_and_one_again(fleet: Fleet) -> None:
+    fleet.start("w1", "all")
+    fleet.publish(some_events(0, 150))
+    fleet.wait("w1", lambda: fleet.status("w1").get("state") == "live")
+    fleet.wait("snapshots", lambda: fleet.status("w1")["snapshots"]["taken"] >= 5)
+    assert fleet.kill("w1", signal.SIGTERM) == 0
+    fleet.start("items", "items")
+    fleet.start("a", "users")
+    fleet.start("b", "users")
+    fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+    fleet.publish(some_events(150, 150))
+    assert (report := fleet.verify()).passed, report
+    assert report.users.compared == USERS
+    assert fleet.kill("b", signal.SIGTERM) == 0
+    fleet.wait("a alone", lambda: shared_out(fleet, "a"))
+    fleet.publish(some_events(300, 150))
+    assert (report := fleet.verify()).passed, report
+    for name in ("a", "items"):
+        assert fleet.kill(name, signal.SIGTERM) == 0
+    fleet.start("w1", "all")
+    fleet.publish(some_events(450, 150))
+    fleet.wait("w1 again", lambda: fleet.status("w1").get("state") == "live")
+    assert (report := fleet.verify()).passed, report
