@@ -73,8 +73,8 @@ class Monitor:
                 self.world.violate(f"{process.name}: {user!r} went back from {held.event_ts} to {value.event_ts}")
 
     def _delete(self, process: Process, version: str, users: Sequence[str], stale: Any) -> None:
-        for user in users:
-            if user not in self.forgotten:
+        for user, refused in zip(users, stale.tolist(), strict=True):
+            if user not in self.forgotten and not refused:
                 self.world.violate(f"{process.name} deleted {user!r}, whom nobody asked to forget")
 
     def _current(self, process: Process, version: str) -> None:

@@ -46,9 +46,9 @@ def run(seed: int, faults: list[Fault] | None = None, shape: Shape | None = None
     return Cluster(seed, draw(seed) if faults is None else faults, shape).run()
 
 
-def shrink(failed: Outcome, runs_max: int = 200) -> tuple[Outcome, Shape]:
+def shrink(failed: Outcome, shape: Shape, runs_max: int = 200) -> tuple[Outcome, Shape]:
     """A run that breaks a promise with as few faults and records as were found."""
-    shape, best, runs = Shape.of(failed.seed), failed, 0
+    best, runs = failed, 0
 
     def attempt(faults: list[Fault], size: Shape) -> bool:
         nonlocal best, shape, runs
