@@ -74,13 +74,19 @@ def play(schedule: Schedule, shrink_it: bool = True) -> Report:
 
 
 def play_all(schedules: Sequence[Schedule], jobs: int, shrink_it: bool = True) -> Iterator[Report]:
-    """Run many, in processes of their own: the order of a set of texts has to be the same in each."""
+    """Run many, in processes of their own: the order of a set of texts has to be the same in each.
+
+    Where the caller stops taking reports, those that wait are not run.
+    """
     os.environ["PYTHONHASHSEED"] = "0"
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         parts = [schedules[i : i + SEEDS_A_TASK] for i in range(0, len(schedules), SEEDS_A_TASK)]
-        for reports in pool.map(_play_part, parts, [shrink_it] * len(parts)):
-            yield from reports
+        try:
+            for reports in pool.map(_play_part, parts, [shrink_it] * len(parts)):
+                yield from reports
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _play_part(schedules: Sequence[Schedule], shrink_it: bool) -> list[Report]:
@@ -101,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON at the end, and nothing else")
     parser.add_argument("--again", metavar="SCHEDULE", help="run one schedule, as a failing seed printed it")
     parser.add_argument("--regressions", action="store_true", help=f"run those of {REGRESSIONS.name} in place of seeds")
+    parser.add_argument("--first-failure", action="store_true", help="end at the first, as it is")
     asked = parser.parse_args(arguments)
     if asked.again:
         schedules = [msgspec.json.decode(asked.again, type=Schedule)]
@@ -109,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         schedules = [Schedule(seed) for seed in range(asked.first_seed, asked.first_seed + asked.seeds)]
     start, reports = time.monotonic(), []
-    for report in play_all(schedules, max(1, asked.jobs), shrink_it=not asked.again):
+    for report in play_all(schedules, max(1, asked.jobs), shrink_it=not asked.again and not asked.first_failure):
         reports.append(report)
         if not asked.json:
             _show(report, bool(asked.again))
+        if report.violation is not None and asked.first_failure:
+            break
     summary = _summary(reports, time.monotonic() - start)
     print(msgspec.json.encode(summary).decode() if asked.json else _in_words(summary))
     return int(bool(summary["failed"]))

@@ -219,6 +219,7 @@ class Cluster:
         self.starts += 1
         process = Process(f"worker {self.starts}", self._work)
         self.world.processes = [p for p in self.world.processes if p.alive] + [process]
+        self.monitor.shared |= len(self.world.processes) > 1
         self.world.say(f"{process.name} starts")
         return process
 
