@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.simulation.__main__ import Schedule, main, play_all, regressions
+from tests.simulation.__main__ import main
+from tests.simulation.play import Schedule, play_all, regressions
 
 SEEDS = 1_000
 JOBS = min(2, os.cpu_count() or 1)
