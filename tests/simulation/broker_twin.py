@@ -20,7 +20,8 @@ class Broker:
         self.log: dict[TopicPartition, list[Record]] = {(t, p): [] for t, n in topics.items() for p in range(n)}
         """Every record ever written; those below `low` are deleted."""
         self.low = dict.fromkeys(self.log, 0)
-        self.offsets: dict[TopicPartition, int] = {}
+        self.offsets: dict[str, dict[TopicPartition, int]] = {}
+        """What each group has committed."""
         self.down_until = 0.0
         self.watch: Callable[[Process, Mapping[TopicPartition, int]], None] = lambda process, offsets: None
 
@@ -57,8 +58,9 @@ class Broker:
 class Source:
     """A `worker.Source` and its `membership.Commits`, of one process. Without a process it meets no faults."""
 
-    def __init__(self, broker: Broker, process: Process, batch_max: int = 8) -> None:
+    def __init__(self, broker: Broker, process: Process, group: str, batch_max: int = 8) -> None:
         self.broker = broker
+        self._offsets = broker.offsets.setdefault(group, {})
         self._process = process
         self._batch_max = batch_max
         self._at: dict[TopicPartition, int] = {}
@@ -98,18 +100,18 @@ class Source:
             self._reachable()
             return self.broker.marks(partitions)
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Without waiting: while no broker answers it is lost."""
+    def commit(self, offsets: Mapping[TopicPartition, int], taken: bool = True) -> None:
+        """Without waiting: while no broker answers, or where the group does not take it, it is lost."""
         with self.broker.world.effect(self._process, "commit"):
             self.broker.watch(self._process, offsets)
-            if not self.broker.down:
-                self.broker.offsets.update(offsets)
+            if taken and not self.broker.down:
+                self._offsets.update(offsets)
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """See `Commits`."""
         with self.broker.world.effect(self._process, "committed"):
             self._reachable()
-            return {tp: self.broker.offsets[tp] for tp in partitions if tp in self.broker.offsets}
+            return {tp: self._offsets[tp] for tp in partitions if tp in self._offsets}
 
     def _reachable(self) -> None:
         if self.broker.down:

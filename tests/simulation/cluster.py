@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from freshet.model.frozen import FrozenTowers
 from freshet.store import snapshot_places
 from freshet.store.canonical import canonical
 from freshet.store.graph import GraphStore
@@ -19,23 +21,25 @@ from freshet.store.snapshot_places import FolderPlace
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.store.value import decode_value
 from freshet.stream.completeness import read_sentinel, sentinel_blob
-from freshet.stream.events import Kind
 from freshet.stream.follower import IndexFollower
-from freshet.stream.membership import Alone
+from freshet.stream.membership import Alone, Membership
 from freshet.stream.ownership import Ownership
 from freshet.stream.placement import Placement
 from freshet.stream.records import Record
+from freshet.stream.rewriting import ITEMS
+from freshet.stream.roles import Role
 from freshet.stream.sink import Sink, SinkSettings
 from freshet.stream.snapshots import InTurn, Snapshots
 from freshet.stream.topics import kinds
-from freshet.stream.updater import RippleSettings
+from freshet.stream.updater import RippleSettings, Updater
 from freshet.stream.worker import Origin, Worker, WorkerSettings
 from tests.property.logs import LIMITS
 from tests.simulation.broker_twin import Broker, Outbox, Source
 from tests.simulation.disk_twin import Disk, SimulatedPath, mounted
+from tests.simulation.group_twin import Group, Member
 from tests.simulation.monitor import Monitor
 from tests.simulation.redis_twin import RedisClient, RedisServer
-from tests.simulation.shop import BUNDLE, DIM, TOPICS, Shop, rejected, undisturbed, updater_of
+from tests.simulation.shop import BUNDLE, DIM, TOPICS, Shop, rejected, undisturbed
 from tests.simulation.world import Fault, Process, Violation, World
 
 STORM_EFFECTS_MAX = 1_200
@@ -57,6 +61,9 @@ class Shape:
     snapshots: SnapshotSettings | None
     worker: WorkerSettings
     ripple: RippleSettings
+    users_workers: int
+    """Workers that share the partitions of users, beside one of items; 0 for a worker alone."""
+    session_s: float
 
     @staticmethod
     def of(seed: int) -> Shape:
@@ -68,7 +75,7 @@ class Shape:
             status_interval_ms=rng.choice([20.0, 200.0]), sentinel_interval_ms=rng.choice([10.0, 40.0, 200.0]),
             idle_after_ms=rng.choice([1.0, 10.0, 50.0]), ripple_turn_ms=rng.choice([0.1, 1.0, 3.0]),
             rewrite_turn_ms=rng.choice([0.1, 1.0, 15.0]), rewrite_chunk=rng.choice([1, 2, 5, 256]),
-            flush_timeout_s=0.5, grace_s=rng.choice([0.01, 1.0]),
+            flush_timeout_s=0.5, grace_s=rng.choice([0.01, 1.0]), follow=rng.random() < 0.3,
         )  # fmt: skip
         snapshots = SnapshotSettings(
             "simulated", keep=rng.randint(1, 3), interval_s=rng.choice([0.02, 0.1, 0.5]),
@@ -79,7 +86,8 @@ class Shape:
         )  # fmt: skip
         return Shape(
             rng.randint(1, 3), records, rng.randint(0, records), rng.choice([1, 4, 12]), rng.choice([0.05, 0.2, 1.0]),
-            snapshots if rng.random() < 0.75 else None, settings, ripple,
+            snapshots if rng.random() < 0.75 else None, settings, ripple, rng.choice([0, 0, 0, 1, 2, 3]),
+            rng.choice([0.02, 0.1]),
         )  # fmt: skip
 
 
@@ -134,7 +142,7 @@ class Cluster:
         s = self.shape
         self.world = World(seed, faults)
         self.world.strike = self._strike
-        topics = dict.fromkeys((*TOPICS.inputs, TOPICS.embeddings_products, TOPICS.embeddings_users), s.partitions)
+        topics = dict.fromkeys((*TOPICS.inputs, TOPICS.embeddings_products, TOPICS.state_products), s.partitions)
         self.broker = Broker(self.world, {**topics, TOPICS.deadletter: 1})
         self.redis = RedisServer(self.world)
         self.disk = Disk(self.world)
@@ -147,15 +155,24 @@ class Cluster:
         self.follower.catch_up()
         self.gap_made = False
         self.starts = 0
-        self._start_at = 0.0
+        self.group = Group(self.world, s.partitions, s.session_s)
+        self._due: list[tuple[float, Role]] = [(0.0, role) for role in self.roles]
+        """Workers that are to be started, and when."""
         self._settled_since: float | None = None
         self._outboxes: dict[str, Outbox] = {}
         self.outcome = Outcome(seed, faults)
         self.world.surroundings = [
-            self._publish_now_and_then, self.redis.copy_now_and_then, self._deliver, self._read_now_and_then
+            self._publish_now_and_then, self.redis.copy_now_and_then, self._deliver, self._read_now_and_then,
+            self.group.hear,
         ]  # fmt: skip
         for _ in range(s.published_first):
             self._publish()
+
+    @property
+    def roles(self) -> list[Role]:
+        """Of the workers that are started again when they end."""
+        users = self.shape.users_workers
+        return [Role.ITEMS, *[Role.USERS] * users] if users else [Role.ALL]
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -192,15 +209,15 @@ class Cluster:
             if self.outcome.gap or self._is_settled():
                 return
             self._one_turn()
-        worker = self._newest()
-        self.world.violate(f"it does not settle: {[(p.name, p.ended) for p in self.world.processes]}, {worker and worker.status()}")
+        alive = [(p.name, w.status() if (w := p.parts.get("worker")) else "no worker") for p in self._alive()]  # type: ignore[attr-defined]
+        self.world.violate(f"it does not settle: {alive}")
 
     def _one_turn(self) -> None:
         world = self.world
-        alive = [p for p in world.processes if p.alive]
-        if not alive and world.now_s >= self._start_at:
-            alive = [self.start()]
-        ready = [p for p in alive if p.asleep_until <= world.now_s or world.calm]
+        for due in [due for due in self._due if due[0] <= world.now_s]:
+            self._due.remove(due)
+            self.start(due[1])
+        ready = [p for p in self._alive() if p.asleep_until <= world.now_s or world.calm]
         if not ready:
             world.now_s += 0.002
             world.effects += 1  # time passes, and the storm ends
@@ -214,11 +231,14 @@ class Cluster:
         if not process.alive:
             self._ended(process)
 
-    def start(self) -> Process:
+    def _alive(self) -> list[Process]:
+        return [p for p in self.world.processes if p.alive]
+
+    def start(self, role: Role, spare: bool = False) -> Process:
         """Another worker."""
         self.starts += 1
-        process = Process(f"worker {self.starts}", self._work)
-        self.world.processes = [p for p in self.world.processes if p.alive] + [process]
+        process = Process(f"worker-{self.starts}{'' if role is Role.ALL else f'-{role}'}", self._work, role, spare)
+        self.world.processes = [*self._alive(), process]
         self.monitor.shared |= len(self.world.processes) > 1
         self.world.say(f"{process.name} starts")
         return process
@@ -229,7 +249,9 @@ class Cluster:
         outbox = self._outboxes.pop(process.name, None)
         if outbox is not None:
             outbox.crash()
-        self._start_at = world.now_s + world.rng.random() * 0.05
+        others = sum(p.role is process.role for p in self._alive()) + sum(r is process.role for _, r in self._due)
+        if others < self.roles.count(process.role):
+            self._due.append((world.now_s + world.rng.random() * 0.05, process.role))
         self.monitor.check_disk()
         if process.ended == "OffsetGap":
             if self.gap_made:
@@ -257,23 +279,28 @@ class Cluster:
         world, s = self.world, self.shape
         store = RedisClient(self.redis, process, self.monitor.store)
         process.parts["store"] = store
+        role, name = process.role, process.name if process.role is Role.USERS else "worker"
         while True:
             try:
-                fence = store.next_fence("worker", int(world.wall(process) * 1e3))
+                scope = ITEMS if role.writes_items else f"worker-{name}"
+                fence = store.next_fence(scope, int(world.wall(process) * 1e3))
                 break
             except StoreUnavailable:
                 world.sleep(process, 0.05)
-        graph = GraphStore(LIMITS)
-        producer, consumer = Outbox(self.broker, process), Source(self.broker, process, s.batch_max)
+        graph = GraphStore(LIMITS, product_lists=role.writes_items)
+        producer = Outbox(self.broker, process)
+        consumer = Source(self.broker, process, "items" if role is Role.ITEMS else "workers", s.batch_max)
         self._outboxes[process.name] = process.parts["outbox"] = producer
         ownership = Ownership(graph.users, s.partitions)
         sink = Sink(
             graph, store, MemoryItemIndex(DIM), producer, TOPICS.embeddings_products, BUNDLE.model_version, DIM,
             ownership, fence, SinkSettings(retry_ms_min=5.0, retry_ms_max=20.0), wall=lambda: world.wall(process),
             should_stop=lambda: process.stopping, sleep=lambda seconds: world.sleep(process, seconds),
+            states_topic=TOPICS.state_products if role is Role.ITEMS else None,
         )  # fmt: skip
-        updater = updater_of(graph, sink)
-        updater.settings, updater._monotonic = s.ripple, world.monotonic
+        updater = Updater(
+            graph, FrozenTowers(BUNDLE, graph), sink, kinds(TOPICS), None, s.ripple, world.monotonic, role
+        )  # fmt: skip
         snapshots = None
         if s.snapshots is not None:
             place = FolderPlace(SimulatedPath(self.disk, process))  # type: ignore[arg-type]
@@ -282,9 +309,13 @@ class Cluster:
                 graph, ownership, place, s.snapshots, BUNDLE.model_version, {}, lambda: world.wall(process),
                 world.monotonic, InTurn, lambda: next(token),
             )  # fmt: skip
+        member: Membership = Alone(s.partitions if role is Role.ALL else 0, consumer)
+        read: tuple[str, ...] = TOPICS.inputs
+        if role is Role.USERS:
+            member, read = Member(self.group, process, consumer), (*TOPICS.by_user, TOPICS.state_products)
         worker = Worker(
-            graph, updater, sink, store, consumer, producer, Alone(s.partitions, consumer), TOPICS,
-            dict.fromkeys(TOPICS.inputs, s.partitions), Origin(), s.worker, None, snapshots,
+            graph, updater, sink, store, consumer, producer, member, TOPICS, dict.fromkeys(read, s.partitions),
+            Origin(), s.worker, None, snapshots, name,
             wall=lambda: world.wall(process), monotonic=world.monotonic,
         )  # fmt: skip
         process.parts["worker"] = worker
@@ -306,9 +337,8 @@ class Cluster:
         worker: Any = process.parts.get("worker")
         return worker is None or not worker.completeness.serves
 
-    def _newest(self) -> Worker | None:
-        alive = [p.parts["worker"] for p in self.world.processes if p.alive and "worker" in p.parts]
-        return alive[-1] if alive else None  # type: ignore[return-value]
+    def _workers(self) -> list[Worker]:
+        return [p.parts["worker"] for p in self._alive() if "worker" in p.parts]  # type: ignore[misc]
 
     # --- surroundings ---------------------------------------------------------------------------
 
@@ -340,10 +370,11 @@ class Cluster:
     # --- afterwards -----------------------------------------------------------------------------
 
     def _is_settled(self) -> bool:
-        """One worker, live, with nothing left to do, for longer than it takes to look after the store."""
-        alive = [p for p in self.world.processes if p.alive]
-        worker = self._newest() if len(alive) == 1 else None
-        quiet = worker is not None and self._is_quiet(worker)
+        """Every scope is served once, by workers that are live, with nothing left to do, for longer than it takes to look after the store."""
+        workers = self._workers()
+        served = sorted(scope for worker in workers for scope in worker.completeness.serves)
+        quiet = served == sorted(self.monitor.scopes) and len(workers) == len(self._alive())
+        quiet = quiet and not self._due and all(self._is_quiet(worker) for worker in workers)
         if not quiet:
             self._settled_since = None
             return False
@@ -354,9 +385,7 @@ class Cluster:
         return (self.world.now_s - self._settled_since) * 1e3 > 2.5 * wait_ms
 
     def _is_quiet(self, worker: Worker) -> bool:
-        inputs = [tp for tp in self.broker.log if tp[0] in TOPICS.inputs]
-        positions = worker.reading.positions
-        read = all(positions.get(tp) == self.broker.high(tp) for tp in inputs)
+        read = all(at == self.broker.high(tp) for tp, at in worker.reading.positions.items())
         delivered = not len(worker.producer)
         committed = not worker.reading.uncommitted(worker.reading.scopes)
         return read and delivered and committed and worker.state == "live" and not worker.updater.ripples.waiting
@@ -365,15 +394,13 @@ class Cluster:
         """State, values and indexes are those of an undisturbed run."""
         records = [r for tp, log in self.broker.log.items() if tp[0] in TOPICS.inputs for r in log]
         expected = undisturbed(records, self.shape.partitions, self.world.seed)
-        worker = self._newest()
-        assert worker is not None
         say = self.world.violate
-        if canonical(worker.graph) != expected.state:
-            say(f"the state differs from an undisturbed run's: {difference(worker.graph, expected.state)}")
+        self._compare_state(expected.state)
         self._compare_users(expected.users)
-        for index, what in ((worker.sink.index, "the index"), (self.follower.index, "a reader's index")):
-            self.follower.read(1.0, self.world.rng)
-            self._compare_products(index, what, expected.products)
+        index = next(w.sink.index for w in self._workers() if w.role.writes_items)
+        self._compare_products(index, "the index", expected.products)
+        self.follower.read(1.0, self.world.rng)
+        self._compare_products(self.follower.index, "a reader's index", expected.products)
         fresh = Follower(self.broker, self.shape.partitions)
         fresh.catch_up = lambda progress=None: None  # type: ignore[method-assign]
         fresh.assign({tp: 0 for tp in self.broker.log if tp[0] == TOPICS.embeddings_products})
@@ -385,6 +412,27 @@ class Cluster:
             say(f"dead letters: {sorted(lost)} have none, {sorted(wrong)} should have none")
         self._compare_serving()
         self._look_for_forgotten(expected.users)
+
+    def _compare_state(self, expected: bytes) -> None:
+        """What one worker holds that writes items, what all hold together, and each owner's users."""
+        workers, say = self._workers(), self.world.violate
+        union = GraphStore(LIMITS)
+        for worker in workers:
+            if worker.role.writes_items:
+                if canonical(worker.graph) != expected:
+                    say(f"the state differs from an undisturbed run's: {difference(worker.graph, expected)}")
+            union.merge(worker.graph)
+        if canonical(union) != expected:
+            say(f"the union of states differs from an undisturbed run's: {difference(union, expected)}")
+        there = {row[0]: row for row in msgspec.msgpack.decode(expected)["users"]}
+        for worker in workers:
+            owned = worker.sink.ownership
+            here = {row[0]: row for row in msgspec.msgpack.decode(canonical(worker.graph))["users"]}
+            for p in owned.fences:
+                names = {name for name in (*here, *there) if owned.of_name(name) == p}
+                wrong = [name for name in sorted(names) if here.get(name) != there.get(name)]
+                if wrong:
+                    say(f"{worker.name} owns partition {p} and holds {here.get(wrong[0])}, not {there.get(wrong[0])}")
 
     def _compare_users(self, expected: dict[str, Any]) -> None:
         version, say = BUNDLE.model_version, self.world.violate
@@ -450,8 +498,6 @@ class Cluster:
 
 def difference(graph: GraphStore, expected: bytes) -> str:
     """The first thing in which a state differs from another."""
-    import msgspec
-
     here, there = msgspec.msgpack.decode(canonical(graph)), msgspec.msgpack.decode(expected)
     for part in there:
         if here[part] != there[part]:
@@ -510,8 +556,19 @@ def _stop(cluster: Cluster, fault: Fault, process: Process) -> None:
 
 def _second(cluster: Cluster, fault: Fault, process: Process) -> None:
     """Another worker starts beside this one, which may fall asleep for a while."""
-    cluster.start()
+    cluster.start(process.role, spare=True)
     process.asleep_until = cluster.world.now_s + fault.size / 1e3
+
+
+def _falls_asleep(cluster: Cluster, fault: Fault, process: Process) -> None:
+    process.asleep_until = cluster.world.now_s + fault.size / 1e3
+
+
+def _taken_for_dead(cluster: Cluster, fault: Fault, process: Process) -> None:
+    """The group gives its partitions to others while it goes on."""
+    for member in list(cluster.group.members):
+        if member.process is process:
+            cluster.group.expel(member)
 
 
 def _clock_jumps(cluster: Cluster, fault: Fault, process: Process) -> None:
@@ -529,7 +586,9 @@ def _damage(cluster: Cluster, fault: Fault, process: Process) -> None:
 
 def _needed(cluster: Cluster) -> dict[tuple[str, int], int] | None:
     """The oldest offsets that a worker which starts now may have to read; None where there is no snapshot of some
-    scope, so that all of them are needed."""
+    scope, so that all of them are needed, or where several workers share what is read."""
+    if cluster.shape.users_workers:
+        return None
     safe = {n: d for n, d in cluster.disk.safe().items() if n.endswith(".snapshot")}
     heads = [SnapshotReader(io.BytesIO(d), n).head for n, d in safe.items() if n not in cluster.disk.damaged]
     if {head.scope for head in heads} != set(cluster.monitor.scopes) or cluster.disk.damaged:
@@ -581,6 +640,8 @@ STRIKES: dict[str, Callable[[Cluster, Fault, Process], None]] = {
     "the disk fails": _disk_fails,
     "asked to stop": _stop,
     "a second worker": _second,
+    "falls asleep": _falls_asleep,
+    "is taken for dead": _taken_for_dead,
     "the clock jumps": _clock_jumps,
     "a snapshot is damaged": _damage,
     "retention": _retention,
@@ -588,4 +649,3 @@ STRIKES: dict[str, Callable[[Cluster, Fault, Process], None]] = {
 }
 """What each fault does to the process at whose effect it strikes, and to its surroundings."""
 
-__all__ = ["Cluster", "Kind", "Outcome", "Shape", "kinds"]

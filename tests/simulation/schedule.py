@@ -11,13 +11,14 @@ from tests.simulation.world import Fault
 
 EFFECTS = (
     "any", "any", "any", "upsert", "delete", "scan", "current", "fence", "incarnation", "blob", "get blob", "send", "report",
-    "flush", "commit", "committed", "watermarks", "assign", "poll", "sleep", "open", "write", "sync", "rename", "remove",
+    "flush", "commit", "committed", "watermarks", "assign", "poll", "sleep", "group", "open", "write", "sync", "rename", "remove",
     "sync folder", "list",
 )  # fmt: skip
 WEIGHTS = {
     "crash before": 5, "crash after": 5, "Redis is down": 2, "no answer": 3, "Redis is lost": 2, "Redis goes back": 3,
     "broker is down": 2, "a delivery fails": 1, "the disk fails": 2, "asked to stop": 2, "a second worker": 2,
     "the clock jumps": 1, "a snapshot is damaged": 1, "retention": 2, "retention leaves a gap": 0.3,
+    "falls asleep": 2, "is taken for dead": 2,
 }  # fmt: skip
 SIZES: dict[str, Callable[[random.Random], int]] = {
     "crash before": lambda rng: int(rng.random() < 0.4),

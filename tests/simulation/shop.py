@@ -157,11 +157,6 @@ def _decodes_not(record: Record) -> bool:
     return bool(decode([record], topics.kinds(TOPICS), DecodeLimits()).rejections)
 
 
-def updater_of(graph: GraphStore, sink: Sink, bundle: Bundle = BUNDLE) -> Updater:
-    """An updater over a graph of its own."""
-    return Updater(graph, FrozenTowers(bundle, graph), sink, topics.kinds(TOPICS))
-
-
 def undisturbed(records: Sequence[Record], partitions: int, seed: int, bundle: Bundle = BUNDLE) -> Expected:
     """Apply every good record once, in one batch and in an order of its own, and write everything."""
     placement = Placement(dict.fromkeys(TOPICS.inputs, partitions))
@@ -170,7 +165,8 @@ def undisturbed(records: Sequence[Record], partitions: int, seed: int, bundle: B
     random.Random(seed).shuffle(good)
     graph, store, index = GraphStore(LIMITS), MemoryEmbeddingStore(), MemoryItemIndex(DIM)
     owned = Ownership.of_all(graph.users)
-    updater = updater_of(graph, Sink(graph, store, index, None, "", "v", DIM, owned, 1), bundle)
+    sink = Sink(graph, store, index, None, "", "v", DIM, owned, 1)
+    updater = Updater(graph, FrozenTowers(bundle, graph), sink, topics.kinds(TOPICS))
     updater.absorb_records(good)
     updater.write_all()
     names = list(store.user_ids("v"))

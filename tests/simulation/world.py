@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Iterator
 
+from freshet.stream.roles import Role
+
 START_MS = 1_700_000_000_000
 """Wall-clock time at which a run begins."""
 
@@ -46,6 +48,9 @@ class Process:
 
     name: str
     main: Callable[[Process], None]
+    role: Role = Role.ALL
+    spare: bool = False
+    """Nobody starts it again: it came beside others."""
     wall_ahead_s: float = 0.0
     dead: bool = False
     stopping: bool = False
