@@ -22,7 +22,7 @@ from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
 from freshet.store.packed import PackedNames
 from freshet.store.recent import bought, recent
-from freshet.store.value import Seq, encode_packed, encode_value
+from freshet.store.value import SEQ_HEADER, Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.ownership import Ownership
 from freshet.stream.product_states import state_records
@@ -233,8 +233,9 @@ class Sink:
         names = [name or "" for name in self.graph.products.names(products)]
         self.index.remove(names)
         if self.changelog is not None:
+            headers = ((SEQ_HEADER, Seq(self.fence, self.next_step()).text().encode()),)
             for name in names:
-                self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None))
+                self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None, headers))
 
     def write_blob(self, name: str, blob: bytes, serving: NamedBlobs, fence: int | None = None) -> bool:
         """Write a value of this version that is not a user's: `popular`, a status; false where a newer token has.
