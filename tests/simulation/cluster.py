@@ -205,7 +205,7 @@ class Cluster:
         self.world.say("no fault strikes any more")
         while self._to_publish:
             self._publish()
-        for _ in range(CALM_TURNS_MAX):
+        for _ in range(CALM_TURNS_MAX * (1 + 3 * self.shape.users_workers)):
             if self.outcome.gap or self._is_settled():
                 return
             self._one_turn()
@@ -387,7 +387,7 @@ class Cluster:
     def _is_quiet(self, worker: Worker) -> bool:
         read = all(at == self.broker.high(tp) for tp, at in worker.reading.positions.items())
         delivered = not len(worker.producer)
-        committed = not worker.reading.uncommitted(worker.reading.scopes)
+        committed = not worker._uncommitted()
         return read and delivered and committed and worker.state == "live" and not worker.updater.ripples.waiting
 
     def _compare(self) -> None:

@@ -46,6 +46,8 @@ class Monitor:
         """Of each process, the next offsets from which it wrote what it read."""
         self.committed: dict[TopicPartition, int] = {}
         """The greatest next offsets that any process has committed, whether the broker heard of it or not."""
+        self._once_whole: set[tuple[int, str]] = set()
+        """Scopes that were whole since the store was empty; one that moves to another worker is not, for a while."""
         self._letters = 0
         self._delivered: set[tuple[str, int, int]] = set()
         broker.watch = self.commit
@@ -93,9 +95,8 @@ class Monitor:
         if version != self.version or self.redis.losses != client.incarnation_at:
             return
         for scope in self.scopes:
-            sentinel = read_sentinel(self.redis.state.get_blob(f"{version}:{sentinel_blob(scope)}"))
-            if sentinel is None or not sentinel.whole:
-                self.world.violate(f"{process.name} pointed readers to {version}, and {scope} is not whole: {sentinel}")
+            if (self.redis.emptied, scope) not in self._once_whole:
+                self.world.violate(f"{process.name} pointed readers to {version}, and {scope} never was whole")
         worker: Any = process.parts["worker"]
         graph = worker.graph
         known = [u for u in graph.users.all_names()]
@@ -106,12 +107,13 @@ class Monitor:
 
     def _blob(self, process: Process, name: str, blob: bytes) -> None:
         """Items are whole when readers' own indexes can be."""
-        if name != f"{self.version}:{sentinel_blob(ITEMS)}":
+        sentinel = read_sentinel(blob) if name.startswith(f"{self.version}:{sentinel_blob('')}") else None
+        if sentinel is None or not sentinel.whole:
             return
-        sentinel = read_sentinel(blob)
+        self._once_whole.add((self.redis.emptied, sentinel.scope))
         outbox = process.parts["outbox"]
         assert isinstance(outbox, Outbox)
-        if sentinel is not None and sentinel.whole and outbox.undelivered(TOPICS.embeddings_products):
+        if sentinel.scope == ITEMS and outbox.undelivered(TOPICS.embeddings_products):
             self.world.violate(f"{process.name} says that items are whole, and some are not delivered to readers yet")
 
     # --- offsets --------------------------------------------------------------------------------

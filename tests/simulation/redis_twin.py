@@ -31,6 +31,8 @@ class RedisServer:
         self.lose_answers = 0
         """Calls that will be carried out and whose answers will not arrive."""
         self.losses = 0
+        """How often it was emptied or went back, and how often emptied."""
+        self.emptied = 0
         self._copies: list[tuple[dict[str, object], dict[str, object]]] = []
         self._copied_at = 0
 
@@ -44,6 +46,7 @@ class RedisServer:
         """All is lost, and a new server is there."""
         self.values = MemoryEmbeddingStore(monotonic=lambda: self.world.now_s)
         self.state = MemoryServingState()
+        self.emptied += 1
         self._started_again()
 
     def back_to(self, which: int) -> None:
