@@ -23,6 +23,9 @@ SEQ_CHARS = 2 * SEQ_DIGITS + 1
 SEQ_PLACE = 7
 """Where the text of `seq` begins in a value: map head, key (4 bytes), head of the text (2 bytes)."""
 
+SEQ_HEADER = "freshet-seq"
+"""Header of an empty value in the changelog of products that holds its `seq`."""
+
 _SEQ = re.compile(rf"([0-9]{{{SEQ_DIGITS}}})\.([0-9]{{{SEQ_DIGITS}}})")
 _SEQ_BYTES = re.compile(_SEQ.pattern.encode())
 

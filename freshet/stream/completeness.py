@@ -48,11 +48,12 @@ def read_sentinel(blob: bytes | None) -> Sentinel | None:
 class Completeness:
     """The scopes that a worker serves: written with every step, and all of them once more after a gain or a loss.
 
-    `before_whole` is called when all of a scope has been written, before its sentinel says so.
+    `before_whole` is called when all of a scope has been written, before its sentinel says so; where it returns false
+    the scope is not whole yet, and it is asked again.
     """
 
     def __init__(
-        self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], None],
+        self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], bool],
         chunk: int, progress: Callable[[str, int, int], None],
     ) -> None:  # fmt: skip
         self.updater = updater
@@ -71,6 +72,8 @@ class Completeness:
 
     def serve(self, scope: str, fence: int) -> None:
         """Write a scope from now on, users with this token."""
+        if self._incarnation is None:  # before the first write: a store that goes back from now on is noticed
+            self._incarnation = self.sink.insist(self.serving.incarnation)
         self.serves.add(scope)
         if scope != ITEMS:
             self.sink.ownership.grant(partition_in(scope), fence)
@@ -92,10 +95,12 @@ class Completeness:
         incarnation = self.sink.insist(self.serving.incarnation)
         changed = self._incarnation is not None and incarnation != self._incarnation
         self._incarnation = incarnation
-        for scope in sorted(self.serves):
-            if changed or self._sentinel(scope) != self._left.get(scope):
-                logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
-                self._write_again(scope)
+        lost = [s for s in sorted(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
+        for scope in lost:
+            logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
+            self._write_again(scope)
+        if lost:  # a store that went back may hold users who have been forgotten since
+            self.rewrites.compare(self.sink.held_users())
 
     def rewrite_once(self) -> None:
         """Write again one chunk of what waits for it."""
@@ -128,7 +133,9 @@ class Completeness:
         if self._sentinel(scope) != self._left.get(scope):
             self._write_again(scope)
             return
-        self._before_whole(scope)
+        if not self._before_whole(scope):
+            self.rewrites.add(scope, np.zeros(0, dtype=np.int32))
+            return
         if not self._leave(scope, whole=True):
             return
         self.whole.add(scope)
@@ -140,7 +147,11 @@ class Completeness:
         fence = None if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
         blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole, self._partitions))
         self._left[scope] = blob
-        return self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
+        taken = self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
+        if not taken and fence is not None:  # another worker's, though it may hold no user whose write would say so
+            self.sink.refused[partition_in(scope)] = fence
+            self.sink.ownership.drop(partition_in(scope))
+        return taken
 
     def _sentinel(self, scope: str) -> bytes | None:
         name = f"{self.sink.model_version}:{sentinel_blob(scope)}"

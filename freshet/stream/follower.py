@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from freshet.store.index import ItemIndex
-from freshet.store.value import decode_value
+from freshet.store.value import SEQ_HEADER, decode_value
 from freshet.stream.kafka import PartitionConsumer
 from freshet.stream.records import Record
 
@@ -83,7 +83,11 @@ class IndexFollower:
                 continue
             name = record.key.decode()
             if record.value is None:
-                newest[name] = None  # its seq stays, so that an older record that comes late does not bring it back
+                held = self._seq.get(name, "")
+                seq = next((v.decode() for h, v in record.headers if h == SEQ_HEADER and v is not None), held)
+                if seq >= held:
+                    self._seq[name] = seq  # it stays, so that an older record that comes late does not bring it back
+                    newest[name] = None
                 continue
             value = decode_value(record.value)
             if value.model != self.model_version:

@@ -22,7 +22,7 @@ from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
 from freshet.store.packed import PackedNames
 from freshet.store.recent import bought, recent
-from freshet.store.value import Seq, encode_packed, encode_value
+from freshet.store.value import SEQ_HEADER, Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.ownership import Ownership
 from freshet.stream.product_states import state_records
@@ -183,8 +183,22 @@ class Sink:
             self._publish_users(mine, [None] * len(mine))
 
     def held_users(self) -> Iterator[str]:
-        """Every user with a value of this version in the store; see `EmbeddingStore.user_ids`."""
-        return self.store.user_ids(self.model_version)
+        """Every user with a value of this version in the store; see `EmbeddingStore.user_ids`.
+
+        Where the store goes away meanwhile it is waited for, and they come from the beginning again.
+        """
+        names = self.store.user_ids(self.model_version)
+
+        def following() -> str | None:
+            nonlocal names
+            try:
+                return next(names, None)
+            except StoreUnavailable:
+                names = self.store.user_ids(self.model_version)
+                raise
+
+        while (name := self.insist(following)) is not None:
+            yield name
 
     def forget_strangers(self, names: Iterable[str]) -> None:
         """Delete the embeddings of those that the state does not know: forgotten while no worker ran."""
@@ -219,8 +233,9 @@ class Sink:
         names = [name or "" for name in self.graph.products.names(products)]
         self.index.remove(names)
         if self.changelog is not None:
+            headers = ((SEQ_HEADER, Seq(self.fence, self.next_step()).text().encode()),)
             for name in names:
-                self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None))
+                self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None, headers))
 
     def write_blob(self, name: str, blob: bytes, serving: NamedBlobs, fence: int | None = None) -> bool:
         """Write a value of this version that is not a user's: `popular`, a status; false where a newer token has.

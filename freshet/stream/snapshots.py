@@ -292,7 +292,11 @@ class Snapshots:
         self.taken += 1
         self.error = None
         self._last[running.head.scope] = dict(running.head.positions)
-        retain(self.place, running.head.scope, self.settings.keep)
+        try:
+            retain(self.place, running.head.scope, self.settings.keep)
+        except OSError as e:
+            self.error = f"snapshots of {running.head.scope} older than {running.name} could not be deleted: {e}"
+            logger.warning("%s; the next try is after the next snapshot", self.error)
 
 
 def all_of(numbers: I32) -> Bool:

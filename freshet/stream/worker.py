@@ -351,13 +351,15 @@ class Worker:
             if self._monotonic() >= end:
                 return
 
-    def _before_whole(self, scope: str) -> None:
+    def _before_whole(self, scope: str) -> bool:
         """Items are whole when the changelog has been delivered, and what readers rank with is there."""
         if scope == ITEMS:
-            self._flush()
+            if not self._flush():
+                return False
             self.publish_ranker()
             self._popular_tick = None
             self.publish_popular()
+        return True
 
     # --- committing -----------------------------------------------------------------------------
 
@@ -373,12 +375,12 @@ class Worker:
 
     def _commit_if_delivered(self) -> None:
         """Commit without waiting, when all that was sent has been acknowledged; wait only if it never is."""
+        self._check_deliveries()
         offsets = self._uncommitted()
         if not offsets:
             return
         now = self._monotonic()
         if not len(self.producer):
-            self._check_deliveries()
             self._commit_now(offsets)
         elif now - self._committed_at > self.settings.commit_wait_ms / 1e3:
             self.commit()
