@@ -45,6 +45,9 @@ lint: $(TEST) ## ruff and mypy
 bench: $(TEST) ## the benchmarks, each ending with a line of JSON
 	@for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name || exit 1; done
 
+chaos: $(TEST) system ## faults at random on real servers, with a report (ARGS='--minutes 60 --seed 7')
+	$(BIN)/python -m tests.integration.chaos $(ARGS)
+
 setup: $(DEMO) ## only set up what the demo needs
 
 clean: ## remove what the targets made, .venv included
