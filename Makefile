@@ -21,7 +21,7 @@ DEMO := $(STATE)/demo-$(KEY)
 TEST := $(STATE)/test-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz lint bench setup clean system
+.PHONY: help demo test check fuzz lint bench chaos mutants sim setup clean system
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile

@@ -3,7 +3,7 @@
     python -m tests.integration.chaos --minutes 20 --seed 7
 
 Apache Kafka and Valkey, three worker processes of users (one of them a standby) and one of items. Each fault is
-followed by a wait until all partitions are served again. At the end `freshet verify`, and every record is accounted for.
+followed by a wait until all partitions are served again. Then `freshet verify`, and every record is accounted for.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def report(fleet: Fleet, kafka: ApacheKafka, args: argparse.Namespace) -> int:
     for name, count in chaos.done.most_common():
         times = sorted(chaos.recovered_s[name])
         print(f"{name:16s} {count:3d} times, served again after {times[0]:.1f} to {times[-1]:.1f} s")
-    print(f"{account.records} records, {account.accepted} accepted, {account.rejected} rejected, {account.letters} told")
+    print(f"{account.records} records, {account.rejected} of them rejected, {account.letters} dead letters")
     print("every promise held" if passed else f"BROKEN: {verified} {account}")
     print(json.dumps({
         "passed": passed, "seed": args.seed, "faults": dict(chaos.done), "records": account.records,
