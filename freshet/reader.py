@@ -168,6 +168,8 @@ class Reader:
     fresh (an IndexFollower), or an ItemIndex. Of an ItemIndex say the version its vectors are of with
     `model_version`; otherwise it is taken to be the one that is served when the reader first uses it.
 
+    `redis_url` may be a RedisSettings, for TLS or a password from elsewhere; `namespace` is then its own.
+
     Every method may raise StoreUnavailable, where Redis does not answer, and ValueCorrupt, where a value in
     it cannot be read.
     """
