@@ -153,7 +153,7 @@ class Cluster:
         self._to_publish = list(reversed(Shop(seed, s.records, s.partitions).log[: s.records]))
         self.follower = Follower(self.broker, s.partitions)
         self.follower.catch_up()
-        self.gap_made = False
+        self.gap_wanted = self.gap_made = False
         self.starts = 0
         self.group = Group(self.world, s.partitions, s.session_s)
         self._due: list[tuple[float, Role]] = [(0.0, role) for role in self.roles]
@@ -225,6 +225,10 @@ class Cluster:
                 act()
             return
         process = world.rng.choice(ready)
+        if self.gap_wanted and not self.gap_made and not world.calm:
+            _make_gap(self, process)
+            if not process.alive:
+                return
         process.resume()
         if world.violations:
             raise Violation
@@ -315,7 +319,7 @@ class Cluster:
             member, read = Member(self.group, process, consumer), (*TOPICS.by_user, TOPICS.state_products)
         worker = Worker(
             graph, updater, sink, store, consumer, producer, member, TOPICS, dict.fromkeys(read, s.partitions),
-            Origin(), s.worker, None, snapshots, name,
+            Origin(), s.worker, snapshots=snapshots, name=name,
             wall=lambda: world.wall(process), monotonic=world.monotonic,
         )  # fmt: skip
         process.parts["worker"] = worker
@@ -614,9 +618,13 @@ def _retention(cluster: Cluster, fault: Fault, process: Process) -> None:
 
 
 def _retention_gap(cluster: Cluster, fault: Fault, process: Process) -> None:
-    """What a worker that starts again will need is deleted."""
+    """As soon as all scopes have snapshots: what a worker that starts again will need is deleted."""
+    cluster.gap_wanted = True
+
+
+def _make_gap(cluster: Cluster, process: Process) -> None:
     needed = _needed(cluster)
-    if needed is None:
+    if needed is None or cluster.gap_made:
         return
     for _ in range(min(5, len(cluster._to_publish))):
         cluster._publish()
@@ -625,7 +633,9 @@ def _retention_gap(cluster: Cluster, fault: Fault, process: Process) -> None:
             cluster.broker.low[tp] = cluster.broker.high(tp)
             cluster.gap_made = True
     if cluster.gap_made:
-        process.dead = True
+        cluster.world.say(f"records that are needed are deleted, and {process.name} has to start again")
+        process.kill()
+        cluster._ended(process)
 
 
 STRIKES: dict[str, Callable[[Cluster, Fault, Process], None]] = {
