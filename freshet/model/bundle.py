@@ -39,7 +39,7 @@ from freshet.store.lists import Gather
 from freshet.store.popularity import FrozenPopularity, PopularityConfig
 from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PARITY_ATOL = 1e-5
 
 Kind = Literal["trained", "dayzero"]

@@ -51,11 +51,12 @@ class FitRankerConfig:
 
 @dataclass(frozen=True)
 class OwnPast:
-    """What a ranker knows of n users, [n, products] each: `count` and `days` float32 and `viewed` bool, as
-    in `Pairs`."""
+    """What a ranker knows of n users, [n, products] each: `count`, `days` and `decayed` float32 and `viewed`
+    bool, as in `Pairs`."""
 
     count: F32
     days: F32
+    decayed: F32
     viewed: Bool
 
     @staticmethod
@@ -64,10 +65,11 @@ class OwnPast:
         shape = users.shape[0], len(history.products)
         own = bought_before(history, users, at_ms, config.bought_max, config.lines_max)
         seen = recent_before(history, users, at_ms, config.recent_max)
-        past = OwnPast(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
+        past = OwnPast(*(np.zeros(shape, kind) for kind in (np.float32, np.float32, np.float32, np.bool_)))
         row, column = np.nonzero(own.product >= 0)
         product = own.product[row, column]
         past.count[row, product] = own.count[row, column]
+        past.decayed[row, product] = own.decayed[row, column]
         past.days[row, product] = (seen.event_time[row] - own.time[row, column]) / DAY_MS
         row, column = np.nonzero((seen.product >= 0) & (seen.kind == KINDS.index("view")))
         past.viewed[row, seen.product[row, column]] = True

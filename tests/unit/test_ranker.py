@@ -87,9 +87,11 @@ def test_the_fit_sees_what_a_value_written_then_would_say() -> None:
         there = own.product[i] >= 0
         products = graph.products.names(own.product[i][there])
         days = (lately.event_time[i] - own.time[i][there]) / DAY_MS
-        want = dict(zip(products, zip(own.count[i][there].tolist(), np.float32(days).tolist())))
+        want = dict(
+            zip(products, zip(own.count[i][there].tolist(), np.float32(days).tolist(), own.decayed[i][there].tolist()))
+        )
         found = {
-            name: (past.count[i, j], past.days[i, j])
+            name: (past.count[i, j], past.days[i, j], past.decayed[i, j])
             for j, name in enumerate(history.products.all_names()) if past.count[i, j]
         }  # fmt: skip
         assert found == want
@@ -174,7 +176,8 @@ def test_products_new_to_a_user_keep_the_order_of_their_scores() -> None:
     rng = np.random.default_rng(0)
     score = rng.normal(size=100).astype(np.float32)
     none = np.zeros(100, np.float32)
-    pairs = Pairs(score, np.full(100, reference_of(score[None])[0]), score / 2, none, none, np.zeros(100, np.bool_))
+    reference = np.full(100, reference_of(score[None])[0])
+    pairs = Pairs(score, reference, score / 2, none, none, none, np.zeros(100, np.bool_))
     found = probability(logit(RankerWeights(), features(pairs)))
     assert np.argsort(-found, kind="stable").tolist() == np.argsort(-score, kind="stable").tolist()
     assert reference_of(score[None])[0] == np.sort(score)[-10]
@@ -188,3 +191,5 @@ def test_weights_survive_the_round_trip_and_bad_ones_are_named() -> None:
         RankerWeights(log_age=float("nan"))
     with pytest.raises(RankerCorrupt, match="positive"):
         RankerWeights(score=0.0)
+    with pytest.raises(RankerCorrupt, match=r"another version of Freshet \(it differs in log_lately\)"):
+        load_weights(dump_weights(weights).replace(b',"log_lately":0.5', b""))
