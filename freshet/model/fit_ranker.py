@@ -29,10 +29,10 @@ Scores = Callable[[I32], F32]
 
 @dataclass(frozen=True)
 class FitRankerConfig:
-    """`window_days` after the embeddings' time are what is predicted, of at most `users_max` users, each
-    with the `offered` products of greatest inner product besides what the value lists. `bought_max`, `recent_max`: as in the values
-    that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`: of
-    the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
+    """`window_days` after the embeddings' time are what is predicted, of at most `users_max` users, each with what the
+    value lists and the `offered` products of greatest inner product besides. `bought_max`, `recent_max`: as in the
+    values that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`:
+    of the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
     products are too few to fit."""
 
     window_days: float = 28.0
@@ -65,7 +65,8 @@ class OwnPast:
         shape = users.shape[0], len(history.products)
         own = bought_before(history, users, at_ms, config.bought_max, config.lines_max)
         seen = recent_before(history, users, at_ms, config.recent_max)
-        past = OwnPast(*(np.zeros(shape, kind) for kind in (np.float32, np.float32, np.float32, np.bool_)))
+        count, days, decayed = np.zeros((3, *shape), np.float32)
+        past = OwnPast(count, days, decayed, np.zeros(shape, np.bool_))
         row, column = np.nonzero(own.product >= 0)
         product = own.product[row, column]
         past.count[row, product] = own.count[row, column]

@@ -67,8 +67,9 @@ NAMES = tuple(f.name for f in fields(RankerWeights))
 class Pairs:
     """n pairs of a user and a product, a column each: `score`, their inner product; `reference`, the user's
     `REFERENCE`th best one over all products; `level`, the part of the score that is popularity (the product's last
-    coordinate); `count`, how often the user bought the product; `decayed`, the same with each time counting
-    half for every 30 days before the last; `days` from that last time to the user's newest event; `viewed`, whether the user viewed it lately."""
+    coordinate); `count`, how often the user bought the product; `days` from the last of them to the user's newest
+    event; `decayed`, the count with each time halved for every 30 days before the last; `viewed`, whether the user
+    viewed the product lately."""
 
     score: F32
     reference: F32

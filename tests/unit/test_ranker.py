@@ -158,7 +158,7 @@ def test_embeddings_that_rank_backwards_only_break_ties() -> None:
 def test_products_that_nobody_is_offered_do_not_move_the_fit() -> None:
     """However far down: the rest of a large catalogue would bend the line where lists are made."""
     stranger = PurchaseColumns(
-        ["stranger"] * 99, [f"far{i}" for i in range(99)], np.arange(1, 100), np.arange(50_000, 50_099, dtype=np.uint64),
+        ["stranger"] * 99, [f"far{i}" for i in range(99)], np.arange(1, 100), np.arange(1, 100, dtype=np.uint64) << 32,
         np.ones(99, np.float32), np.zeros(99, np.bool_), np.arange(100),
     )  # fmt: skip
     history = History.of([shop(), EventColumns(purchases=stranger)])

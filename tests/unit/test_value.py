@@ -55,6 +55,8 @@ def test_the_bytes_are_the_documented_ones() -> None:
         b"\xa6recent\x91\x93\xa1p\xa4view\x03"
         b"\xa6bought\x91\x94\xa1p\x02\x03\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00"
     )
+    written = short.replace(b"\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00", b"\xca\x3f\xc0\x00\x00")  # a float32
+    assert decode_value(written).bought == [("p", 2, 3, 1.5)]
 
 
 def test_another_library_reads_it_and_seq_stands_at_its_place() -> None:
