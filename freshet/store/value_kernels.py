@@ -56,7 +56,8 @@ def gather_bought(  # type: ignore[no-untyped-def]
                 last[found] = time[s]
                 found += 1
             count[place[h]] += 1
-            decayed[place[h]] += 0.5 ** ((last[place[h]] - time[s]) / DAYS_30_MS)
+            before = last[place[h]] - time[s]
+            decayed[place[h]] += 0.5 ** (before / DAYS_30_MS) if before else 1.0  # most are bought once: no power
         for c in range(found):
             worth[c] = count[c] * count[c] / (1.0 + (last[0] - last[c]) / DAYS_30_MS)
         least = -1.0
