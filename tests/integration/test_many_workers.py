@@ -64,3 +64,23 @@ def test_one_worker_becomes_three_and_one_again(fleet: Fleet) -> None:
     fleet.publish(some_events(450, 150))
     fleet.wait("w1 again", lambda: fleet.status("w1").get("state") == "live")
     assert (report := fleet.verify()).passed, report
+
+
+def test_a_named_worker_that_comes_back_quickly_moves_nothing(fleet: Fleet) -> None:
+    """Within the session timeout a static member finds its partitions as it left them: no token is taken anew."""
+    fleet.settings = replace(fleet.settings, kafka=replace(fleet.settings.kafka, session_timeout_ms=60_000))
+    fleet.start("items", "items")
+    fleet.start("a", "users")
+    fleet.start("b", "users")
+    fleet.publish(some_events(0, 100))
+    fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+    mine, others = fleet.serves("a"), fleet.serves("b")
+    tokens = {scope: fleet.sentinel(scope).fence for scope in mine | others}
+    fleet.kill("a")
+    fleet.publish(some_events(100, 100))
+    fleet.start("a", "users")
+    fleet.wait("a again", lambda: all(fleet.sentinel(scope).fence > tokens[scope] for scope in mine))
+    fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+    assert fleet.serves("a") == mine
+    assert {scope: fleet.sentinel(scope).fence for scope in others} == {scope: tokens[scope] for scope in others}
+    assert (report := fleet.verify()).passed, report
