@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tests.simulation import schedule as schedules
-from tests.simulation.cluster import Shape
+from tests.simulation.shape import Shape
 from tests.simulation.world import Fault
 
 REGRESSIONS = Path(__file__).with_name("regressions.jsonl")

@@ -1,10 +1,10 @@
-"""What a shop publishes: a random log, rich in everything that can go wrong, and what an undisturbed run makes of it."""
+"""What a shop publishes: a random log, rich in what can go wrong, and what an undisturbed run makes of it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
