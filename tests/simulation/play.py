@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -85,7 +86,9 @@ def play_all(schedules: Sequence[Schedule], jobs: int, shrink_it: bool = True) -
 
 
 def _play_part(schedules: Sequence[Schedule], shrink_it: bool) -> list[Report]:
-    return [play(schedule, shrink_it) for schedule in schedules]
+    reports = [play(schedule, shrink_it) for schedule in schedules]
+    gc.collect()  # workers stand in circles, and the arrays in them are large
+    return reports
 
 
 def regressions() -> list[Schedule]:

@@ -91,6 +91,9 @@ class Shop:
         rng = self._rng
         number, at = rng.randint(0, 10**6), START_MS + rng.randint(1, SPAN_MS)
         user, product = rng.choice(self._users), rng.choice(self._products)
+        if rng.random() < 0.04 and len(self._users) > 1:
+            self._users = tuple(u for u in self._users if u != user)
+            return Profile(user, START_MS + SPAN_MS, forgotten=True)  # and for good
         kind = rng.random()
         if kind < 0.35:
             return View(f"v{number}", user, product, at, rng.choice([None, 1.0, 2.5]))
