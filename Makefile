@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 TORCH_INDEX_URL ?=
 ARGS ?=
 PYTEST_ARGS ?=
+SEEDS ?= 1000
+FIRST ?= 0
 BENCHES := replay freshness broker scale redis_write reader
 # Of a log, or of half an hour: their own docstrings say how to run them.
 LONG_BENCHES := ablation amount origins train_scale snapshot recovery
@@ -37,6 +39,12 @@ check: $(TEST) ## the tests that need nothing but Python: before every commit
 
 fuzz: $(TEST) ## the fuzz tests for an hour or so (FUZZ_FACTOR=n: n times the examples of make test)
 	FUZZ_FACTOR=$${FUZZ_FACTOR:-100} $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
+
+sim: $(TEST) ## the simulator over seeds (SEEDS=1000 FIRST=0)
+	$(BIN)/freshet-sim --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)
+
+mutants: $(TEST) ## break the system on purpose: the simulator has to notice (ARGS="--only TEXT")
+	$(BIN)/python -m tools.mutants $(ARGS)
 
 lint: $(TEST) ## ruff and mypy
 	$(BIN)/ruff check .

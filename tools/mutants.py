@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (texts of the code as they stand)
 """Does the simulator catch anything? Break the system on purpose, in a copy: `python -m tools.mutants`, `make mutants`.
 
 A mutant replaces one exact text in one file. Where that text is not there any more, or nothing notices the mutant,
@@ -141,6 +142,28 @@ MUTANTS = (
     Mutant(
         "a forgotten user's late events count", "freshet/store/graph.py",
         "        gone = time <= self.forgotten_until[users]", "        gone = time < 0 * self.forgotten_until[users]",
+    ),
+    Mutant(
+        "a withdrawal in the changelog counts whoever sent it", "freshet/stream/follower.py",
+        "                if seq >= held:", "                if True:",
+    ),
+    Mutant(
+        "old snapshots that cannot be deleted end the worker", "freshet/stream/snapshots.py",
+        "        except OSError as e:\n            self.error = f\"snapshots of", "        except ZeroDivisionError as e:\n            self.error = f\"snapshots of",
+    ),
+    Mutant(
+        "a worker that has lost a partition goes on writing it", "freshet/stream/worker.py",
+        "        for p in partitions:\n            scope = users_scope(p)\n            self._drop(scope)\n            if not self.settings.follow:",
+        "        for p in partitions:\n            scope = users_scope(p)\n            if not self.settings.follow:",
+    ),
+    Mutant(
+        "a standby does not go back to what its predecessor had committed", "freshet/stream/reading.py",
+        "min(self.positions[tp], max(marks[tp][0], committed.get(tp, marks[tp][0])))", "self.positions[tp]",
+    ),
+    Mutant(
+        "a worker serves a partition before it stands where its predecessor's writes ended", "freshet/stream/worker.py",
+        "self.gaining[scope] = Gained(fence, self.reading.ends(tps))",
+        "self.gaining[scope] = Gained(fence, {tp: self.reading.positions[tp] for tp in tps})",
     ),
     Mutant(
         "a gap in the topics is jumped over", "freshet/stream/reading.py",

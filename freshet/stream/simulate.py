@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).parents[2]
 def main() -> int:
     """0 where every promise held; 2 where there is no checkout."""
     if not (CHECKOUT / "tests" / "simulation").is_dir():
-        print("freshet-sim runs the tests of a checkout: clone the repository and run `make test` there", file=sys.stderr)
+        print("freshet-sim is part of a checkout: clone the repository and run `make test` there", file=sys.stderr)
         return 2
     sys.path.insert(0, str(CHECKOUT))
     return int(import_module("tests.simulation.__main__").main())

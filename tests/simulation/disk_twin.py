@@ -229,6 +229,7 @@ def mounted(module: Any, disk: Disk) -> Callable[[], None]:
 
     def unmount() -> None:
         module.os, module.fcntl = real
+        SimulatedFile.handles.clear()  # of files that a crash left open
 
     return unmount
 

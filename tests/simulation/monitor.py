@@ -99,7 +99,7 @@ class Monitor:
                 self.world.violate(f"{process.name} pointed readers to {version}, and {scope} never was whole")
         worker: Any = process.parts["worker"]
         graph = worker.graph
-        known = [u for u in graph.users.all_names()]
+        known = list(graph.users.all_names())
         held = self.redis.values.get(version, known)
         missing = [u for u, value in zip(known, held, strict=True) if value is None and u not in self.forgotten]
         if missing and worker.role is Role.ALL:

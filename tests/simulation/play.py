@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from tests.simulation import schedule as schedules
-from tests.simulation.cluster import Shape
+from tests.simulation.shape import Shape
 from tests.simulation.world import Fault
 
 REGRESSIONS = Path(__file__).with_name("regressions.jsonl")
@@ -85,7 +86,9 @@ def play_all(schedules: Sequence[Schedule], jobs: int, shrink_it: bool = True) -
 
 
 def _play_part(schedules: Sequence[Schedule], shrink_it: bool) -> list[Report]:
-    return [play(schedule, shrink_it) for schedule in schedules]
+    reports = [play(schedule, shrink_it) for schedule in schedules]
+    gc.collect()  # workers stand in circles, and the arrays in them are large
+    return reports
 
 
 def regressions() -> list[Schedule]:

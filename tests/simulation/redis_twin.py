@@ -15,7 +15,7 @@ from tests.simulation.world import Process, World
 
 T = TypeVar("T")
 COPIES_MAX = 8
-COPY_EVERY = 40
+COPY_EVERY = 60
 """Effects between two copies that the server might come back from."""
 
 

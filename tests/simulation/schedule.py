@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.simulation.cluster import Cluster, Outcome, Shape
+from tests.simulation.cluster import Cluster, Outcome
+from tests.simulation.shape import Shape
 from tests.simulation.world import Fault
 
 EFFECTS = (
-    "any", "any", "any", "upsert", "delete", "scan", "current", "fence", "incarnation", "blob", "get blob", "send", "report",
-    "flush", "commit", "committed", "watermarks", "assign", "poll", "sleep", "group", "open", "write", "sync", "rename", "remove",
-    "sync folder", "list",
+    "any", "any", "any", "upsert", "delete", "scan", "current", "fence", "incarnation", "blob", "get blob", "send",
+    "report", "flush", "commit", "committed", "watermarks", "assign", "poll", "sleep", "group", "open", "write", "sync",
+    "rename", "remove", "sync folder", "list",
 )  # fmt: skip
 WEIGHTS = {
     "crash before": 5, "crash after": 5, "Redis is down": 2, "no answer": 3, "Redis is lost": 2, "Redis goes back": 3,

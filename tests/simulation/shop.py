@@ -1,10 +1,10 @@
-"""What a shop publishes: a random log, rich in everything that can go wrong, and what an undisturbed run makes of it."""
+"""What a shop publishes: a random log, rich in what can go wrong, and what an undisturbed run makes of it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -91,6 +91,9 @@ class Shop:
         rng = self._rng
         number, at = rng.randint(0, 10**6), START_MS + rng.randint(1, SPAN_MS)
         user, product = rng.choice(self._users), rng.choice(self._products)
+        if rng.random() < 0.04 and len(self._users) > 1:
+            self._users = tuple(u for u in self._users if u != user)
+            return Profile(user, START_MS + SPAN_MS, forgotten=True)  # and for good
         kind = rng.random()
         if kind < 0.35:
             return View(f"v{number}", user, product, at, rng.choice([None, 1.0, 2.5]))
