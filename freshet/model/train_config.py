@@ -29,7 +29,8 @@ class TrainConfig:
     repeated one, `view_weight` that of a view. Of the orders of two lines and more `basket_share` have a random
     part given. `dropout`: share of the entries of a user's lists that a batch does not see; `id_dropout`: share of
     products it takes for unknown. Co-purchases are counted anew every `snapshot_days` and read from the snapshot
-    before the batch; `partners_max` are kept a product. Products with `purchases_min` purchases have an id row.
+    before the batch; `partners_max` are kept a product. Products with `interactions_min` purchases and views
+    have an id row.
 
     `start`: day zero's closed form, which a few small steps improve, or random ids (which want ten times the
     `learning_rate` and three times the `epochs`, and end lower on all that was tried).
@@ -62,7 +63,7 @@ class TrainConfig:
     id_dropout: float = 0.1
     snapshot_days: float = 28.0
     partners_max: int = 64
-    purchases_min: int = 1
+    interactions_min: int = 1
     learning_rate: float = 1e-3
     table_rate: float = 0.1
     scale_learning_rate: float = 1e-2
