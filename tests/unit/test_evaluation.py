@@ -313,7 +313,7 @@ def test_the_report_says_who_is_first_and_how_sure_that_is(history: History) -> 
 
 def test_every_name_of_the_catalogue_makes_that_system(history: History) -> None:
     known = entries("purchases", 0, 1.0, {})
-    assert len(known) == 17
+    assert len(known) == 18
     for name, entry in known.items():
         for make in entry.settings.values():
             assert make().name == name or name in ("day_zero", "two_tower")
