@@ -14,8 +14,8 @@ from freshet.store.value import Seq
 from tests.simulation.world import Process, World
 
 T = TypeVar("T")
-COPIES_MAX = 8
-COPY_EVERY = 60
+COPIES_MAX = 64
+COPY_EVERY = 10
 """Effects between two copies that the server might come back from."""
 
 

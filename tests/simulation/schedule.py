@@ -25,6 +25,7 @@ SIZES: dict[str, Callable[[random.Random], int]] = {
     "crash before": lambda rng: int(rng.random() < 0.4),
     "crash after": lambda rng: int(rng.random() < 0.4),
     "the clock jumps": lambda rng: rng.choice([-3600, -5, 5, 3600]),
+    "Redis goes back": lambda rng: rng.choice([0, 0, 1, 2, 5, 20, 63]),
     "broker is down": lambda rng: rng.choice([10, 100, 1000]),
     "retention": lambda rng: rng.choice([100, 100, 50]),
 }
