@@ -23,7 +23,7 @@ DEMO := $(STATE)/demo-$(KEY)
 TEST := $(STATE)/test-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz sim mutants lint bench setup clean system
+.PHONY: help demo test check fuzz lint bench chaos mutants sim setup clean system
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -52,6 +52,9 @@ lint: $(TEST) ## ruff and mypy
 
 bench: $(TEST) ## the benchmarks, each ending with a line of JSON
 	@for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name || exit 1; done
+
+chaos: $(TEST) system ## faults at random on real servers, with a report (ARGS='--minutes 60 --seed 7')
+	$(BIN)/python -m tests.integration.chaos $(ARGS)
 
 setup: $(DEMO) ## only set up what the demo needs
 

@@ -83,7 +83,7 @@ def _unit(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def _value(rng: np.random.Generator, row: np.ndarray, names: list[str]) -> bytes:
     own = [names[i] for i in rng.choice(len(names), 128, replace=False)]
-    bought = [(name, 1 + i % 4, (400 - i) * DAY_MS) for i, name in enumerate(own)]
+    bought = [(name, 1 + i % 4, (400 - i) * DAY_MS, 1.0 + i % 4) for i, name in enumerate(own)]
     recent = [(name, "purchase", (400 - i) * DAY_MS) for i, name in enumerate(own[:20])]
     return encode_value(row.tobytes(), DIM, VERSION, Seq(1, 1), 400 * DAY_MS, 0, None, recent, bought)
 

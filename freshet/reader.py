@@ -62,7 +62,7 @@ class Embedding:
 
     `event_ts` is the user's newest event (-1: none), `age_ms` the time since the embedding was written, and
     `recent` what they did lately: (product, kind, timestamp), newest first; `bought` what they bought: (product, how
-    often, timestamp of the last), newest first.
+    often, timestamp of the last, how often lately), newest first.
     """
 
     vector: F32
@@ -71,7 +71,7 @@ class Embedding:
     written_ts: int
     age_ms: int
     recent: list[tuple[str, str, int]]
-    bought: list[tuple[str, int, int]]
+    bought: list[tuple[str, int, int, float]]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ class Reader:
     fresh (an IndexFollower), or an ItemIndex. Of an ItemIndex say the version its vectors are of with
     `model_version`; otherwise it is taken to be the one that is served when the reader first uses it.
 
+    `redis_url` may be a RedisSettings, for TLS or a password from elsewhere; `namespace` is then its own.
+
     Every method may raise StoreUnavailable, where Redis does not answer, and ValueCorrupt, where a value in
     it cannot be read.
     """
@@ -250,7 +252,7 @@ class Reader:
         found, reference = _found(index, value.vector, k, allowed, seen)
         wanted = None if allowed is None else frozenset(allowed)
         popular = [p for p, _ in self._list(version) if p not in seen and (wanted is None or p in wanted)][:k]
-        known = [p for p, _, _ in value.bought] + [p for p, _, _ in value.recent]
+        known = [entry[0] for entry in value.bought] + [p for p, _, _ in value.recent]
         known = [p for p in known if p not in seen and (wanted is None or p in wanted)]
         asked = list(dict.fromkeys([*found, *popular, *known]))
         vectors, present = index.get(asked)
@@ -364,7 +366,7 @@ class Reader:
 
 
 def _seen(value: EmbeddingValue) -> frozenset[str]:
-    return frozenset(p for p, _, _ in value.recent).union(p for p, _, _ in value.bought)
+    return frozenset(p for p, _, _ in value.recent).union(entry[0] for entry in value.bought)
 
 
 def _found(
@@ -387,15 +389,15 @@ def _ranked(
 ) -> list[tuple[str, float, str]]:  # fmt: skip
     """The k most probable of `names` [n] with `vectors` [n, dim], each with its probability and a reason."""
     n = len(names)
-    count, days = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    count, days, decayed = np.zeros((3, n), np.float32)
     place = {name: i for i, name in enumerate(names)}
-    for product, times, last_ms in value.bought:
+    for product, times, last_ms, lately in value.bought:
         if (i := place.get(product)) is not None:
-            count[i], days[i] = times, (value.event_ts - last_ms) / DAY_MS
+            count[i], days[i], decayed[i] = times, (value.event_ts - last_ms) / DAY_MS, lately
     viewed = {product for product, kind, _ in value.recent if kind == "view"}
     was_viewed = np.array([name in viewed for name in names], dtype=np.bool_)
     score, level = vectors @ value.vector, vectors[:, -1] * value.vector[-1]
-    pairs = Pairs(score, np.full(n, reference, np.float32), level, count, days, was_viewed)
+    pairs = Pairs(score, np.full(n, reference, np.float32), level, count, days, decayed, was_viewed)
     chance = probability(logit(weights, features(pairs)))
     items = []
     for i in np.argsort(-chance, kind="stable")[:k].tolist():

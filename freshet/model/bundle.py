@@ -40,7 +40,7 @@ from freshet.store.copurchase import FrozenCounts
 from freshet.store.popularity import FrozenPopularity
 from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PARITY_ATOL = 1e-5
 HEAD_BYTES_MAX = 1024 * 1024
 """Longest bundle.json."""

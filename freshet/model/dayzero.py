@@ -42,16 +42,17 @@ SPREAD_SAMPLE = 1024
 
 @dataclass(frozen=True)
 class DayZeroConfig:
-    """`purchases_min`: purchases from which a product has an id row of its own. `item_power`: how far popular
-    products are toned down in the matrix (0 not at all). `ridge`: singular directions of which less than
-    its root is known count little. `spectrum_power`: weight of the leading ones in a user. `popularity_weight`: of
-    a level of popularity, in standard deviations of the cosines. `shrinkage`: how many products without any vector
-    each attribute's mean counts in; `id_shrinkage`: how many purchases its attributes count for against a product's
-    own vector. `co_purchased_share`: what a product takes of its partners. `views_share`: what
-    a view counts against a purchase. `partners_max`: frozen partners kept a product. `seed`: of everything random.
+    """`interactions_min`: purchases and views from which a product has an id row of its own (with less, only its
+    attributes speak for it). `item_power`: how far popular products are toned down in the matrix (0 not at all).
+    `ridge`: singular directions of which less than its root is known count little. `spectrum_power`: weight of the
+    leading ones in a user. `popularity_weight`: of a level of popularity, in standard deviations of the cosines.
+    `shrinkage`: how many products without any vector each attribute's mean counts in; `id_shrinkage`: how many
+    interactions its attributes count for against a product's own vector. `co_purchased_share`: what a product takes of
+    its partners. `views_share`: what a view counts against a purchase. `partners_max`: frozen partners kept a product.
+    `seed`: of everything random.
     """
 
-    purchases_min: int = 2
+    interactions_min: int = 2
     item_power: float = 0.15
     ridge: float = 300.0
     spectrum_power: float = 0.25
@@ -80,7 +81,7 @@ def dayzero(
         raise ValueError("a day-zero bundle propagates directions: TowerConfig.activation must be 'normalise'")
     if cut_ms is None:
         cut_ms = (history.span_ms or (0, 0))[1]
-    vocabulary = vocabulary_of(history, cut_ms, settings.purchases_min, features)
+    vocabulary = vocabulary_of(history, cut_ms, settings.interactions_min, features)
     codes = history_codes(history, features, vocabulary)
     bundle = Bundle(
         kind="dayzero",
@@ -96,13 +97,14 @@ def dayzero(
 
 
 def vocabulary_of(
-    history: History, cut_ms: int, purchases_min: int, features: FeatureConfig | None = None
+    history: History, cut_ms: int, interactions_min: int, features: FeatureConfig | None = None
 ) -> Vocabulary:
-    """Products with at least `purchases_min` purchases up to the cut, most bought first, and bucket borders."""
+    """Products with at least `interactions_min` purchases and views up to the cut, most of them first, and bucket
+    borders."""
     features = features or FeatureConfig()
-    count = counts_until(history, cut_ms)
+    count = interactions_until(history, cut_ms)
     rows = np.lexsort((history.products.hash, -count))
-    rows = rows[count[rows] >= purchases_min]
+    rows = rows[count[rows] >= interactions_min]
     ids = [name for name in history.products.names(rows.astype(np.int32)) if name is not None]
     prices = [a.price for a in history.product_attributes.take(_all(history)) if a and a.price is not None]
     users = np.arange(len(history.users), dtype=np.int32)
@@ -139,8 +141,8 @@ def closed_form(
     if known.shape[0]:
         matrix = _matrix(history, settings, cut_ms)
         vector, taste = _singular_directions(matrix, settings, wide)
-        bought = counts_until(history, cut_ms)[known] + counts_until(history, cut_ms, views=True)[known]
-        trust = (bought / (bought + settings.id_shrinkage)).astype(np.float32)
+        count = interactions_until(history, cut_ms)[known]
+        trust = (count / (count + settings.id_shrinkage)).astype(np.float32)
         placed = _explain(weights, codes.take(known.astype(np.int32)), vector[known], trust, settings.shrinkage)
         unsure = np.sqrt(np.maximum(1.0 - (placed**2).sum(axis=1), 0.0))
         weights["product.id"][codes.id[known], wide] = unsure
@@ -177,11 +179,10 @@ def frozen_popularity(history: History, cut_ms: int, config: PopularityConfig) -
     return [(p, round(float(n), 4)) for p, n in zip(names, found[rows], strict=True) if p is not None]
 
 
-def counts_until(history: History, cut_ms: int, after_ms: int = -1, views: bool = False) -> I64:
-    """Purchases (or views) of each product with `after_ms < time <= cut_ms`, [products] int64."""
-    lines = history.views if views else history.purchases
-    inside = (lines.time <= cut_ms) & (lines.time > after_ms) & (lines.flag == 0)
-    return np.bincount(lines.product[inside], minlength=len(history.products))
+def interactions_until(history: History, cut_ms: int) -> I64:
+    """Purchases and views of each product up to the cut that were not cancelled, [products] int64."""
+    parts = [lines.product[_counts(lines, cut_ms)] for lines in (history.purchases, history.views)]
+    return np.bincount(np.concatenate(parts), minlength=len(history.products))
 
 
 def _all(history: History) -> I32:

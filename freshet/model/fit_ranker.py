@@ -1,8 +1,9 @@
 """Fitting the final ranker: a logistic regression over what users took in a window after the embeddings' time.
 
-Each user brings what they took, what they had bought or viewed, the products of greatest inner product, and a
-uniform draw of the others, each with the weight of those it stands for; so the probabilities are those over the
-whole catalogue. Fitted by Newton's method (Hastie, Tibshirani and Friedman 2009, 4.4.1).
+Each user brings what a reader would choose from: what they had bought or viewed, and of the rest the products of
+greatest inner product. Products further down, which nobody is offered, are left out: a straight line through all of
+a large catalogue is far too steep where it matters (`docs/decisions/ranker.md`). Fitted by Newton's method (Hastie,
+Tibshirani and Friedman 2009, 4.4.1).
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ Scores = Callable[[I32], F32]
 
 @dataclass(frozen=True)
 class FitRankerConfig:
-    """`window_days` after the embeddings' time are what is predicted, of at most `users_max` users. `hard` products
-    of greatest inner product and `drawn` others a user are looked at. `bought_max`, `recent_max`: as in the values
-    that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`: of
-    the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
+    """`window_days` after the embeddings' time are what is predicted, of at most `users_max` users, each with what the
+    value lists and the `offered` products of greatest inner product besides. `bought_max`, `recent_max`: as in the
+    values that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`:
+    of the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
     products are too few to fit."""
 
     window_days: float = 28.0
     users_max: int = 4000
-    hard: int = 200
-    drawn: int = 200
+    offered: int = 100
     bought_max: int = 128
     recent_max: int = 20
     lines_max: int | None = None
@@ -51,11 +51,12 @@ class FitRankerConfig:
 
 @dataclass(frozen=True)
 class OwnPast:
-    """What a ranker knows of n users, [n, products] each: `count` and `days` float32 and `viewed` bool, as
-    in `Pairs`."""
+    """What a ranker knows of n users, [n, products] each: `count`, `days` and `decayed` float32 and `viewed`
+    bool, as in `Pairs`."""
 
     count: F32
     days: F32
+    decayed: F32
     viewed: Bool
 
     @staticmethod
@@ -64,10 +65,12 @@ class OwnPast:
         shape = users.shape[0], len(history.products)
         own = bought_before(history, users, at_ms, config.bought_max, config.lines_max)
         seen = recent_before(history, users, at_ms, config.recent_max)
-        past = OwnPast(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
+        count, days, decayed = np.zeros((3, *shape), np.float32)
+        past = OwnPast(count, days, decayed, np.zeros(shape, np.bool_))
         row, column = np.nonzero(own.product >= 0)
         product = own.product[row, column]
         past.count[row, product] = own.count[row, column]
+        past.decayed[row, product] = own.decayed[row, column]
         past.days[row, product] = (seen.event_time[row] - own.time[row, column]) / DAY_MS
         row, column = np.nonzero((seen.product >= 0) & (seen.kind == KINDS.index("view")))
         past.viewed[row, seen.product[row, column]] = True
@@ -95,7 +98,6 @@ def fit_ranker(
     rows, ptr, product = targets.kind("all")
     if product.shape[0] < config.taken_min:
         return None
-    rng = np.random.default_rng(config.seed)
     parts = []
     for start in range(0, rows.shape[0], config.chunk_users):
         end = min(start + config.chunk_users, rows.shape[0])
@@ -103,56 +105,47 @@ def fit_ranker(
         owner = np.repeat(np.arange(end - start), np.diff(ptr[start : end + 1]))
         taken[owner, product[ptr[start] : ptr[end]]] = True
         users = targets.users[rows[start:end]]
-        parts.append(_pairs(scores(users), level, OwnPast.of(history, users, at_ms, config), taken, config, rng))
-    x, y, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
-    found = logistic(x, y, weight, config)
+        parts.append(_pairs(scores(users), level, OwnPast.of(history, users, at_ms, config), taken, config))
+    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    found = logistic(x, y, config)
     place = NAMES.index("score")
     if found[place] < SCORE_MIN:  # scores that say nothing, or the opposite: they only break ties
         rest = np.delete(np.arange(x.shape[1]), place)
-        found[rest], found[place] = logistic(x[:, rest], y, weight, config), SCORE_MIN
+        found[rest], found[place] = logistic(x[:, rest], y, config), SCORE_MIN
     return RankerWeights(*found.tolist())
 
 
-def _pairs(
-    score: F32, level: F32, past: OwnPast, taken: Bool, config: FitRankerConfig, rng: np.random.Generator
-) -> tuple[F64, Bool, F64]:
-    """Features, outcome and weight of the pairs that are looked at."""
-    looked = taken | (past.count > 0) | past.viewed
-    hard = min(config.hard, score.shape[1])
-    best = np.argpartition(-score, hard - 1, axis=1)[:, :hard]
+def _pairs(score: F32, level: F32, past: OwnPast, taken: Bool, config: FitRankerConfig) -> tuple[F64, Bool]:
+    """Features and outcome of the pairs that are looked at."""
+    looked = (past.count > 0) | past.viewed
+    offered = min(config.offered, score.shape[1])
+    best = np.argpartition(np.where(looked, np.inf, -score), offered - 1, axis=1)[:, :offered]
     looked[np.arange(score.shape[0])[:, None], best] = True
-    weight = looked.astype(np.float64)
-    rest = score.shape[1] - looked.sum(axis=1)
-    drawn = rng.random(score.shape) * ~looked < np.minimum(config.drawn / np.maximum(rest, 1), 1.0)[:, None]
-    drawn &= ~looked
-    share = rest / np.maximum(drawn.sum(axis=1), 1)
-    weight += drawn * share[:, None]
-    row, column = np.nonzero(weight)
-    x = features(past.pairs(score, level, row, column))
-    return x, taken[row, column], weight[row, column]
+    row, column = np.nonzero(looked)
+    return features(past.pairs(score, level, row, column)), taken[row, column]
 
 
-def logistic(x: F64, y: Bool, weight: F64, config: FitRankerConfig) -> F64:
-    """Coefficients [k] of a weighted logistic regression; `x` [n, k] with the ones of the bias first, which goes
+def logistic(x: F64, y: Bool, config: FitRankerConfig) -> F64:
+    """Coefficients [k] of a logistic regression; `x` [n, k] with the ones of the bias first, which goes
     without ridge."""
     ridge = np.full(x.shape[1], config.ridge)
     ridge[0] = 1e-9
-    base = max(float(weight @ y), 1e-9) / max(float(weight.sum()), 1e-9)
+    base = max(float(y.sum()), 1e-9) / max(y.shape[0], 1)
     found: F64 = np.zeros(x.shape[1])
     found[0] = np.log(base / max(1.0 - base, 1e-9))
     value = np.inf
     step: F64 = np.zeros_like(found)
     for _ in range(config.steps):
         z = x @ found
-        now = float(weight @ (np.logaddexp(0.0, z) - z * y)) + 0.5 * float(ridge @ found**2)
+        now = float((np.logaddexp(0.0, z) - z * y).sum()) + 0.5 * float(ridge @ found**2)
         if now > value + 1e-9 * abs(value):  # too far: half of the step back
             step *= 0.5
             found = np.asarray(found - step, np.float64)
             continue
         value = now
         p = 1.0 / (1.0 + np.exp(-z))
-        gradient = x.T @ (weight * (p - y)) + ridge * found
-        hessian = (x * (weight * p * (1.0 - p))[:, None]).T @ x + np.diag(ridge + 1e-9)
+        gradient = x.T @ (p - y) + ridge * found
+        hessian = (x * (p * (1.0 - p))[:, None]).T @ x + np.diag(ridge + 1e-9)
         step = np.asarray(-np.linalg.solve(hessian, gradient), np.float64)
         found = np.asarray(found + step, np.float64)
         if np.abs(step).max() < config.tolerance:

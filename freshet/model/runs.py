@@ -49,7 +49,7 @@ class Runs:
             self.courses.append(vars(course))
             self.weights.append(_copy(self.towers))
             self.write(None)
-        return self._ended()
+        return self._ended(start)
 
     def write(self, current: Mapping[str, Any] | None) -> None:
         """Keep what is finished, and the state of the run that goes on. Raises CheckpointError."""
@@ -58,7 +58,7 @@ class Runs:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _ended(self) -> dict[str, Any]:
+    def _ended(self, start: dict[str, Tensor]) -> dict[str, Any]:
         trace, steps = list[dict[str, float]](), 0
         best = [best_row(course["trace"]) for course in self.courses]
         for number, course in enumerate(self.courses):
@@ -67,7 +67,7 @@ class Runs:
         averaged = self.settings.runs
         if averaged > 1:
             share = sum(row["share"] for row in best) / averaged
-            self.towers.load_state_dict(_mean(self.weights))
+            self._keep(_mean(self.weights), start)
             found = self.validation.recall() if self.validation is not None else {}
             trace.append({"step": steps, "share": share, "averaged": averaged, **found})
             scores = [score_of(row) for row in best if "all" in row]
@@ -75,10 +75,17 @@ class Runs:
                 averaged = 1
         if averaged == 1:
             first = max(range(len(best)), key=lambda i: score_of(best[i]) if "all" in best[i] else 0.0)
-            self.towers.load_state_dict(self.weights[first])
+            self._keep(self.weights[first], start)
         seconds = sum(course["spent_s"] for course in self.courses)
         examples = sum(course["seeds_seen"] for course in self.courses)
         return {"trace": trace, "seconds": seconds, "examples": examples, "averaged": averaged}
+
+    def _keep(self, weights: dict[str, Tensor], start: dict[str, Tensor]) -> None:
+        """The towers get `weights`, with the share of the start that the settings say."""
+        share = self.settings.start_share
+        if share:
+            weights = {name: torch.lerp(value, start[name], share) for name, value in weights.items()}
+        self.towers.load_state_dict(weights)
 
 
 @dataclass

@@ -94,7 +94,7 @@ class _Training:
         self.split_ms = int(last_ms - settings.validation_days * DAY_MS) if split_ms is None else split_ms
         torch.manual_seed(settings.seed)
         cut = self.split_ms - 1
-        self.vocabulary = day0.vocabulary_of(history, cut, settings.purchases_min, self.features)
+        self.vocabulary = day0.vocabulary_of(history, cut, settings.interactions_min, self.features)
         self.codes = day0.history_codes(history, self.features, self.vocabulary)
         users = np.arange(len(history.users), dtype=np.int32)
         self.user_codes = user_codes(history.user_attributes.take(users), self.features, self.vocabulary)
@@ -117,7 +117,7 @@ class _Training:
             seeds = replace(seeds, weight=(seeds.weight * share).astype(np.float32))
         step_ms = max(1, int(s.snapshot_days * DAY_MS))
         pairs = PairSnapshots(history, list(range(start_ms, cut_ms, step_ms)) or [start_ms], s.partners_max)
-        count = day0.counts_until(history, cut_ms) + day0.counts_until(history, cut_ms, views=True)
+        count = day0.interactions_until(history, cut_ms)
         draws = 0 if s.loss == "in_batch" else s.pool_draws
         full_max = s.full_softmax_max if s.loss == "softmax" else 0
         candidates = Candidates.of(count, s.pool_power, draws, s.negatives_each, full_max)

@@ -29,10 +29,12 @@ class TrainConfig:
     repeated one, `view_weight` that of a view. Of the orders of two lines and more `basket_share` have a random
     part given. `dropout`: share of the entries of a user's lists that a batch does not see; `id_dropout`: share of
     products it takes for unknown. Co-purchases are counted anew every `snapshot_days` and read from the snapshot
-    before the batch; `partners_max` are kept a product. Products with `purchases_min` purchases have an id row.
+    before the batch; `partners_max` are kept a product. Products with `interactions_min` purchases and views
+    have an id row.
 
     `start`: day zero's closed form, which a few small steps improve, or random ids (which want ten times the
-    `learning_rate` and three times the `epochs`, and end lower on all that was tried).
+    `learning_rate` and three times the `epochs`, and end lower on all that was tried). The weights that are kept hold
+    `start_share` of those of the start, which has to be the closed form (Wortsman et al. 2022, "robust fine-tuning").
 
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
@@ -62,12 +64,13 @@ class TrainConfig:
     id_dropout: float = 0.1
     snapshot_days: float = 28.0
     partners_max: int = 64
-    purchases_min: int = 1
+    interactions_min: int = 1
     learning_rate: float = 1e-3
     table_rate: float = 0.1
     scale_learning_rate: float = 1e-2
     weight_decay: float = 0.01
     start: Literal["closed_form", "random"] = "closed_form"
+    start_share: float = 0.0
     closed_form: DayZeroConfig = field(default_factory=DayZeroConfig)
     scale: float = 5.0
     popularity_weight: float = 0.05
@@ -91,9 +94,12 @@ class TrainConfig:
         for name in ("epochs", "time_budget_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
-        for name in ("basket_share", "dropout", "id_dropout"):
+        for name in ("basket_share", "dropout", "id_dropout", "start_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        if self.start_share and self.start != "closed_form":
+            raise ValueError(f"start_share is {self.start_share}: random ids are worth no share; start has to be "
+                             "closed_form")  # fmt: skip
 
     def until_best(self, training: Mapping[str, Any]) -> TrainConfig:
         """To train on everything: as long as the kept weights of a validated training took, of which the card has

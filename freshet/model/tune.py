@@ -24,6 +24,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "train.learning_rate": (3e-4, 1e-3, 2e-3),
     "train.epochs": (1, 3, 6, 12),
     "train.window_days": (90.0, 180.0, 365.0, 730.0),
+    "train.start_share": (0.0, 0.15, 0.3),
     "train.dropout": (0.1, 0.3, 0.5),
     "train.basket_share": (0.5, 0.75, 1.0),
     "train.novel_weight": (1.0, 2.0, 4.0),

@@ -14,8 +14,8 @@ from freshet.store.recent import KINDS, Bought, Recent
 
 U8 = NDArray[np.uint8]
 
-OF_BOUGHT = 1 + 5 + 9
-"""Bytes of an entry of `bought` besides the name: its head, a uint32 and an int64."""
+OF_BOUGHT = 1 + 5 + 9 + 5
+"""Bytes of an entry of `bought` besides the name: its head, a uint32, an int64 and a float32."""
 OF_RECENT = 1 + 9
 """Bytes of an entry of `recent` besides both texts."""
 
@@ -46,13 +46,15 @@ class PackedNames:
         return _slices(out, ends)
 
     def bought(self, found: Bought) -> list[memoryview]:
-        """Packed `[product, count, time]` of each user of `found`."""
+        """Packed `[product, count, time, decayed]` of each user of `found`."""
         self._learn()
         ends = np.empty(found.product.shape[0], dtype=np.int64)
         fixed = np.full(found.product.shape, OF_BOUGHT, dtype=np.int64)
         value_kernels.packed_ends(found.product, self._start, fixed, ends)
         out = np.empty(ends[-1] if ends.shape[0] else 0, dtype=np.uint8)
-        value_kernels.pack_bought(found.product, found.count, found.time, self._start, self._bytes, ends, out)
+        value_kernels.pack_bought(
+            found.product, found.count, found.time, found.decayed.view(np.uint32), self._start, self._bytes, ends, out
+        )
         return _slices(out, ends)
 
     def _learn(self) -> None:

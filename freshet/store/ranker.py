@@ -32,23 +32,24 @@ class RankerWeights:
     """Coefficients of
 
         logit = bias + score * (s - r) + viewed * v + b * (own + log_count * log(n)
-                + log_age * log(1 + d / 30) + own_score * s + own_level * l)
+                + log_age * log(1 + d / 30) + log_lately * log(1 + c * 2^(-d / 30)) + own_score * s + own_level * l)
 
-    of what is called as in `Pairs`: score s, reference r, viewed v, count n, days d, level l, and b 1 for a
-    product the user bought. Products that are new to a user keep the order of their inner products.
+    of what is called as in `Pairs`: score s, reference r, viewed v, count n, days d, decayed c, level l, and b 1
+    for a product the user bought. Products that are new to a user keep the order of their inner products.
 
     The defaults were fitted on a gift wholesaler's year (`docs/decisions/ranker.md`), for where there is too little
     to fit.
     """
 
-    bias: float = -2.2
-    score: float = 6.0
+    bias: float = -2.7
+    score: float = 2.7
     viewed: float = 0.0
-    own: float = 2.4
-    log_count: float = 0.95
-    log_age: float = -0.2
-    own_score: float = -3.7
-    own_level: float = 4.0
+    own: float = -0.8
+    log_count: float = 0.65
+    log_age: float = 0.1
+    own_score: float = 0.4
+    own_level: float = 6.4
+    log_lately: float = 1.2
 
     def __post_init__(self) -> None:
         wrong = [f.name for f in fields(self) if not np.isfinite(getattr(self, f.name))]
@@ -67,22 +68,25 @@ class Pairs:
     """n pairs of a user and a product, a column each: `score`, their inner product; `reference`, the user's
     `REFERENCE`th best one over all products; `level`, the part of the score that is popularity (the product's last
     coordinate); `count`, how often the user bought the product; `days` from the last of them to the user's newest
-    event; `viewed`, whether the user viewed it lately."""
+    event; `decayed`, the count with each time halved for every 30 days before the last; `viewed`, whether the user
+    viewed the product lately."""
 
     score: F32
     reference: F32
     level: F32
     count: F32
     days: F32
+    decayed: F32
     viewed: Bool
 
 
 def features(pairs: Pairs) -> F64:
-    """[n, 8] float64, in the order of `NAMES`."""
+    """[n, 9] float64, in the order of `NAMES`."""
     p, own = pairs, pairs.count > 0
+    months = np.maximum(p.days, 0.0) / MONTH_DAYS
     columns = [
         np.ones(p.score.shape[0]), p.score - p.reference, p.viewed & ~own, own, np.log(np.where(own, p.count, 1.0)),
-        own * np.log1p(np.maximum(p.days, 0.0) / MONTH_DAYS), own * p.score, own * p.level,
+        own * np.log1p(months), own * p.score, own * p.level, own * np.log1p(p.decayed * 0.5**months),
     ]  # fmt: skip
     return np.column_stack([column.astype(np.float64) for column in columns])
 
@@ -113,10 +117,14 @@ def dump_weights(weights: RankerWeights) -> bytes:
 
 
 def load_weights(raw: bytes) -> RankerWeights:
-    """The inverse of `dump_weights`. Raises RankerCorrupt."""
+    """The inverse of `dump_weights`. Raises RankerCorrupt, also for the weights of another formula."""
     try:
-        return msgspec.json.decode(raw, type=RankerWeights)
-    except RankerCorrupt:
-        raise
+        found = msgspec.json.decode(raw, type=dict[str, float])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise RankerCorrupt(f"the weights of the ranker cannot be read: {e}") from e
+    if wrong := set(NAMES) ^ found.keys():
+        raise RankerCorrupt(
+            f"the ranker is of another version of Freshet (it differs in {', '.join(sorted(wrong))}): make the bundle "
+            "again with `freshet train` or `freshet dayzero`"
+        )
+    return RankerWeights(**found)

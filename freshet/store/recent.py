@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from freshet.store import value_kernels
 from freshet.store.attributes import NEVER_MS
-from freshet.store.columns import I32, I64
+from freshet.store.columns import F32, I32, I64
 from freshet.store.graph import GraphStore
 from freshet.store.history import NO_RING, History, TimedLists
 from freshet.store.lists import NeighborLists
@@ -37,11 +37,13 @@ class Recent:
 @dataclass(frozen=True)
 class Bought:
     """Distinct products that n users bought, newest first: `product` [n, k] int32 (-1 past the end), `count` [n, k]
-    int32 (lines in the user's list) and `time` [n, k] int64 ms of the last of them."""
+    int32 (lines in the user's list), `time` [n, k] int64 ms of the last of them, and `decayed` [n, k] float32: the
+    same lines, each counting half for every 30 days that it lies before the last."""
 
     product: I32
     count: I32
     time: I64
+    decayed: F32
 
 
 def recent(graph: GraphStore, users: I32, k: int) -> Recent:
@@ -113,7 +115,9 @@ def _recent(purchased: tuple[Any, ...], viewed: tuple[Any, ...], newest: I64, k:
 
 
 def _bought(purchased: tuple[Any, ...], k: int) -> Bought:
-    n = purchased[0].shape[0]
-    found = Bought(np.empty((n, k), np.int32), np.empty((n, k), np.int32), np.empty((n, k), np.int64))
-    value_kernels.gather_bought(*purchased, found.product, found.count, found.time)  # type: ignore[call-arg]
+    shape = purchased[0].shape[0], k
+    found = Bought(
+        np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.int64), np.empty(shape, np.float32)
+    )
+    value_kernels.gather_bought(*purchased, *vars(found).values())  # type: ignore[call-arg]
     return found

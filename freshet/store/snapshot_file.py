@@ -165,7 +165,8 @@ class SnapshotReader:
         self._file = file
         self._is_verified = False
         try:
-            self._start, manifest = self._opened()
+            self._infos = self._directory()
+            manifest = self._contents(MANIFEST)
         except BROKEN_ZIP as e:
             raise self._corrupt(f"it is no complete archive ({e})") from e
         self.manifest = self._checked_manifest(manifest)
@@ -210,37 +211,36 @@ class SnapshotReader:
 
     # --- the archive ----------------------------------------------------------------------------
 
-    def _opened(self) -> tuple[dict[str, int], bytes]:
-        """Where each member's data stands, by name, and the manifest."""
+    def _directory(self) -> dict[str, zipfile.ZipInfo]:
+        """Where members stand, by name, the manifest last. Reads the end of the file alone."""
         size = self._file.seek(0, io.SEEK_END)
         with zipfile.ZipFile(self._file) as archive:
             infos = archive.infolist()
-        starts: dict[str, int] = {}
+        found: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise zipfile.BadZipFile(f"{info.filename!r} is compressed")
-            if info.filename in starts:
+            if info.filename in found:
                 raise zipfile.BadZipFile(f"{info.filename!r} is there twice")
-            starts[info.filename] = self._data_start(info, size)
+            if not 0 <= info.header_offset <= size - LOCAL_HEADER.size - info.file_size:
+                raise zipfile.BadZipFile(f"{info.filename!r} reaches past an end of it")
+            found[info.filename] = info
         if not infos or infos[-1].filename != MANIFEST:
-            if infos and not any(re.fullmatch(r"\d{6}\..+", info.filename) for info in infos):
+            if infos and not any(re.fullmatch(r"\d{6}\..+", name) for name in found):
                 raise SnapshotForeign(f"{self.name} is a ZIP archive, but no snapshot: name another file")
             raise zipfile.BadZipFile("its last member is not the manifest")
-        self._sizes = {info.filename: info.file_size for info in infos}
-        if self._sizes[MANIFEST] > MANIFEST_BYTES_MAX:
-            raise zipfile.BadZipFile(f"its manifest has {self._sizes[MANIFEST]} bytes")
-        return starts, self._read(starts[MANIFEST], self._sizes[MANIFEST])
+        if found[MANIFEST].file_size > MANIFEST_BYTES_MAX:
+            raise zipfile.BadZipFile(f"its manifest has {found[MANIFEST].file_size} bytes")
+        return found
 
-    def _data_start(self, info: zipfile.ZipInfo, size: int) -> int:
-        """Where the data of a member begins; all of it has to be inside the file."""
+    def _contents(self, name: str) -> bytes:
+        """The bytes of a member, or fewer where the file ends. Raises BadZipFile."""
+        info = self._infos[name]
         header = self._read(info.header_offset, LOCAL_HEADER.size)
         if len(header) != LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile(f"{info.filename!r} is not where it should be")
-        fields = LOCAL_HEADER.unpack(header)
-        start: int = info.header_offset + LOCAL_HEADER.size + fields[-2] + fields[-1]
-        if start + info.file_size > size:
-            raise zipfile.BadZipFile(f"{info.filename!r} reaches past its end")
-        return start
+            raise zipfile.BadZipFile(f"{name!r} is not where it should be")
+        *_, name_size, extra_size = LOCAL_HEADER.unpack(header)
+        return self._read(info.header_offset + LOCAL_HEADER.size + name_size + extra_size, info.file_size)
 
     def _read(self, start: int, size: int) -> bytes:
         self._file.seek(start)
@@ -265,7 +265,7 @@ class SnapshotReader:
             raise self._corrupt(f"its manifest cannot be read ({e})") from e
         if manifest.blake2b != manifest.digest():
             raise self._corrupt("the checksum of its manifest differs")
-        present = {name: size for name, size in self._sizes.items() if name != MANIFEST}
+        present = {name: info.file_size for name, info in self._infos.items() if name != MANIFEST}
         if present != {m.name: m.size_bytes for m in manifest.members} or len(present) != len(manifest.members):
             raise self._corrupt("its members are not those that its manifest names")
         for i, member in enumerate(manifest.members):
@@ -274,7 +274,10 @@ class SnapshotReader:
         return manifest
 
     def _data(self, member: Member) -> bytes:
-        data = self._read(self._start[member.name], member.size_bytes)
+        try:
+            data = self._contents(member.name)
+        except zipfile.BadZipFile as e:
+            raise self._corrupt(str(e)) from e
         if len(data) != member.size_bytes or not (self._is_verified or _digest(data) == member.blake2b):
             raise self._corrupt(f"the checksum of {member.name} differs")
         return data

@@ -64,7 +64,8 @@ def _text(seq: Seq) -> str:
 class EmbeddingValue:
     """A value, decoded: `vector` [dim] float32, read-only; `event_ts` (-1 none) and `written_ts` in ms since the
     epoch; `src` (topic, partition, offset) of the event that came last, if it is known; `recent` (product, kind,
-    timestamp in ms), newest first; `bought` (product, how often, timestamp of the last time in ms), alike."""
+    timestamp in ms), newest first; `bought` (product, how often, timestamp of the last time in ms, how often
+    lately: each time counts half for every 30 days before the last), alike."""
 
     seq: Seq
     vector: NDArray[np.float32]
@@ -73,7 +74,7 @@ class EmbeddingValue:
     written_ts: int
     src: tuple[str, int, int] | None
     recent: list[tuple[str, str, int]]
-    bought: list[tuple[str, int, int]]
+    bought: list[tuple[str, int, int, float]]
 
 
 class _Raw(msgspec.Struct, gc=False):
@@ -87,7 +88,7 @@ class _Raw(msgspec.Struct, gc=False):
     written_ts: int
     src: tuple[str, int, int] | None
     recent: Sequence[tuple[str, str, int]]
-    bought: Sequence[tuple[str, int, int]]
+    bought: Sequence[tuple[str, int, int, float]]
 
 
 class _Packed(msgspec.Struct, gc=False):
@@ -111,7 +112,7 @@ _decoder = msgspec.msgpack.Decoder(_Raw)
 def encode_value(
     v: bytes, dim: int, model: str, seq: Seq, event_ts: int, written_ts: int,
     src: tuple[str, int, int] | None, recent: Sequence[tuple[str, str, int]],
-    bought: Sequence[tuple[str, int, int]] = (),
+    bought: Sequence[tuple[str, int, int, float]] = (),
 ) -> bytes:  # fmt: skip
     """The bytes of a value; `v` are `dim` little-endian float32, `recent` and `bought` are newest first."""
     return _encoder.encode(_Raw(_text(seq), v, dim, model, event_ts, written_ts, src, recent, bought))

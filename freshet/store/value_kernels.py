@@ -13,12 +13,14 @@ DAYS_30_MS = 30.0 * 86_400_000.0
 
 @njit(cache=True, nogil=True)
 def gather_bought(  # type: ignore[no-untyped-def]
-    base, head, length, cap, nbr, time, flag, out_nbr, out_count, out_time
+    base, head, length, cap, nbr, time, flag, out_nbr, out_count, out_time, out_decayed
 ):
-    """Distinct neighbours of each row that are not cancelled, newest first, with how often and when last.
+    """Distinct neighbours of each row that are not cancelled, newest first, with how often, when last, and how often
+    lately: each time counts half for every 30 days that it lies before the last.
 
     Where there are more than k, those of the greatest `count^2 / (1 + age / 30 days)` stay, of equals the newer.
-    Writes `out_nbr` [n, k] int32 (-1 past the end), `out_count` [n, k] int32, `out_time` [n, k] int64.
+    Writes `out_nbr` [n, k] int32 (-1 past the end), `out_count` [n, k] int32, `out_time` [n, k] int64,
+    `out_decayed` [n, k] float32.
     """
     k = out_nbr.shape[1]
     most = np.int64(0)
@@ -31,6 +33,7 @@ def gather_bought(  # type: ignore[no-untyped-def]
     place = np.empty(slots, dtype=np.int32)
     node = np.empty(most, dtype=np.int32)
     count = np.empty(most, dtype=np.int32)
+    decayed = np.empty(most, dtype=np.float64)
     worth = np.empty(most, dtype=np.float64)
     last = np.empty(most, dtype=np.int64)
     for i in range(base.shape[0]):
@@ -49,9 +52,12 @@ def gather_bought(  # type: ignore[no-untyped-def]
                 place[h] = found
                 node[found] = nbr[s]
                 count[found] = 0
+                decayed[found] = 0.0
                 last[found] = time[s]
                 found += 1
             count[place[h]] += 1
+            before = last[place[h]] - time[s]
+            decayed[place[h]] += 0.5 ** (before / DAYS_30_MS) if before else 1.0  # most are bought once: no power
         for c in range(found):
             worth[c] = count[c] * count[c] / (1.0 + (last[0] - last[c]) / DAYS_30_MS)
         least = -1.0
@@ -71,11 +77,13 @@ def gather_bought(  # type: ignore[no-untyped-def]
             out_nbr[i, written] = node[c]
             out_count[i, written] = count[c]
             out_time[i, written] = last[c]
+            out_decayed[i, written] = decayed[c]
             written += 1
         for c in range(written, k):
             out_nbr[i, c] = -1
             out_count[i, c] = 0
             out_time[i, c] = 0
+            out_decayed[i, c] = 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -164,8 +172,9 @@ def pack_recent(product, kind, time, start, names, kind_start, kind_names, ends,
 
 
 @njit(cache=True, nogil=True)
-def pack_bought(product, count, time, start, names, ends, out):  # type: ignore[no-untyped-def]
-    """MessagePack lists of `[product, count, time]`; see `pack_recent`. Writes `out` [ends[-1]] uint8."""
+def pack_bought(product, count, time, decayed, start, names, ends, out):  # type: ignore[no-untyped-def]
+    """MessagePack lists of `[product, count, time, decayed]`, the last as the bits of a float32, [n, k] uint32; see
+    `pack_recent`. Writes `out` [ends[-1]] uint8."""
     at = np.int64(0)
     for i in range(product.shape[0]):
         head = at
@@ -176,7 +185,7 @@ def pack_bought(product, count, time, start, names, ends, out):  # type: ignore[
             if p < 0:
                 continue
             n += 1
-            out[at] = 0x93
+            out[at] = 0x94
             at += 1
             for b in range(start[p], start[p + 1]):
                 out[at] = names[b]
@@ -185,5 +194,7 @@ def pack_bought(product, count, time, start, names, ends, out):  # type: ignore[
             at = _put(out, at + 1, np.int64(count[i, c]), 4)
             out[at] = 0xD3
             at = _put(out, at + 1, time[i, c], 8)
+            out[at] = 0xCA
+            at = _put(out, at + 1, np.int64(decayed[i, c]), 4)
         out[head] = 0xDC
         _put(out, head + 1, n, 2)

@@ -23,6 +23,9 @@ def replay_eval(
     targets: Annotated[str, typer.Option(help="orders, or views: what comes next within a visit.")] = "orders",
     k: Annotated[int, typer.Option("--k", help="Length of the ranking.", min=1, max=1000)] = 20,
     max_asks: Annotated[int, typer.Option(help="Orders asked for at most, drawn by the seed.", min=1)] = 20_000,
+    ranker: Annotated[
+        bool, typer.Option("--ranker", help="Rank as a reader recommends, not by inner product alone.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the sample and of the intervals.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="SVG to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
@@ -32,7 +35,7 @@ def replay_eval(
     from freshet.stream import replay_eval as run
     from freshet.stream.progress import Bars
 
-    settings = run.ReplaySettings(since, until, targets, k, max_asks, seed)
+    settings = run.ReplaySettings(since, until, targets, k, max_asks, seed, ranker)
     with Bars(console) as bars:
         result = run.replay_eval(log, bundle, settings, bars)
     if plot is not None:

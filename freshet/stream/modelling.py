@@ -151,19 +151,24 @@ def tune_settings(order: TuneOrder, bars: Bars) -> dict[str, Any]:
 def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> dict[str, Any]:
     """Make a bundle without training, save it, return its card. Its ranker is fitted on the last weeks, to embeddings
     of what was before them."""
+    history = read_history(EventLog(log), day_ms(before, "--before"), bars)
+    try:
+        made, earlier = ranked_dayzero(history)
+    except ValueError as e:
+        raise FreshetError(f"{log}: {e}") from e
+    return _saved(_with_card(made, earlier, history, bars), bundle)
+
+
+def ranked_dayzero(history: History, cut_ms: int | None = None) -> tuple[Bundle, Bundle]:
+    """Day zero of a history up to `cut_ms` (all of it by default), with its ranker, and the bundle of what was before
+    the weeks that it was fitted on. Raises ValueError."""
     from freshet.model.dayzero import dayzero
     from freshet.model.fit_ranker import FitRankerConfig
 
-    cut_ms = day_ms(before, "--before")
-    history = read_history(EventLog(log), cut_ms, bars)
     ranker = FitRankerConfig()
-    try:
-        made = dayzero(history)
-        earlier = dayzero(history, cut_ms=made.cut_ms - int(ranker.window_days * DAY_MS))
-    except ValueError as e:
-        raise FreshetError(f"{log}: {e}") from e
-    made = _ranked(made, earlier, history, ranker)
-    return _saved(_with_card(made, earlier, history, bars), bundle)
+    made = dayzero(history, cut_ms=cut_ms)
+    earlier = dayzero(history, cut_ms=made.cut_ms - int(ranker.window_days * DAY_MS))
+    return _ranked(made, earlier, history, ranker), earlier
 
 
 def _ranked(made: Bundle, earlier: Bundle, history: History, config: FitRankerConfig) -> Bundle:

@@ -11,7 +11,9 @@ import numpy as np
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
+from freshet.model.config import DAY_MS
 from freshet.model.evaluation.freshness import POLICIES, replay
+from freshet.model.evaluation.freshness_ranker import RankerAt
 from freshet.model.evaluation.freshness_report import Group, report
 from freshet.store.columns import EventColumns
 from freshet.store.graph import GraphStore
@@ -28,7 +30,8 @@ TARGETS = ("orders", "views")
 @dataclass(frozen=True)
 class ReplaySettings:
     """`since` and `until` are ISO dates (UTC); `until` None is the log's end. `k`: length of the ranking. `asks_max`:
-    orders (or views) asked for at most, drawn with `seed`. `targets`: see `TARGETS`."""
+    orders (or views) asked for at most, drawn with `seed`. `targets`: see `TARGETS`. `ranker`: rank as
+    `Reader.recommend` does, not by inner product alone."""
 
     since: str
     until: str | None = None
@@ -36,6 +39,7 @@ class ReplaySettings:
     k: int = 20
     asks_max: int = 20_000
     seed: int = 0
+    ranker: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,17 @@ class ReplayResult:
 
 def replay_eval(log_path: Path, bundle_path: Path | None, settings: ReplaySettings, bars: Bars) -> ReplayResult:
     """Play the log from `since` to `until` and ask before each order. Without a bundle, day zero is made of what was
-    before. Raises FreshetError for what a user can mend."""
+    before, with a ranker where that is asked. Raises FreshetError for what a user can mend."""
     log = EventLog(log_path)
     from_ms, until_ms = _period(log, settings)
     asks = read_asks(log, from_ms, until_ms, settings.targets == "views", settings.asks_max, settings.seed)
-    bundle = _bundle(log, bundle_path, from_ms, bars)
+    bundle = _bundle(log, bundle_path, from_ms, settings.ranker, bars)
+    ranker = RankerAt(bundle.ranker, read_history(log, until_ms, bars)) if settings.ranker else None
     graph = GraphStore()
     for columns in log.columns(until_ms=from_ms):
         graph.apply(columns)
-    answers = replay(bundle, graph, _Feed(log, from_ms, until_ms), asks, from_ms, settings.k, bars.counts("replay"))
+    feed = _Feed(log, from_ms, until_ms)
+    answers = replay(bundle, graph, feed, asks, from_ms, settings.k, bars.counts("replay"), ranker)
     return ReplayResult(bundle.kind, len(asks), settings, report(answers, settings.seed))
 
 
@@ -77,7 +83,8 @@ def plot(result: ReplayResult, path: Path) -> None:
     mean, low, high = (np.array([[getattr(f, n) for f in row] for row in figures]) for n in ("mean", "low", "high"))
     names = [f"{group.name}\n({group.asks})" for group in result.groups]
     what = "order" if result.settings.targets == "orders" else "view in a visit"
-    title = f"Next {what}: {metric} by age of the embeddings (95 % intervals)"
+    of = "values" if result.settings.ranker else "embeddings"
+    title = f"Next {what}: {metric} by age of the {of} (95 % intervals)"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bars(names, list(POLICIES), mean, low, high, title, metric))
@@ -122,19 +129,25 @@ def _period(log: EventLog, settings: ReplaySettings) -> tuple[int, int]:
     return from_ms, until_ms
 
 
-def _bundle(log: EventLog, path: Path | None, from_ms: int, bars: Bars) -> Bundle:
+def _bundle(log: EventLog, path: Path | None, from_ms: int, ranker: bool, bars: Bars) -> Bundle:
     if path is None:
         from freshet.model.dayzero import dayzero
+        from freshet.stream.modelling import ranked_dayzero
 
+        history = read_history(log, from_ms, bars)
         try:
-            return dayzero(read_history(log, from_ms, bars), cut_ms=from_ms - 1)
+            return ranked_dayzero(history, from_ms - 1)[0] if ranker else dayzero(history, cut_ms=from_ms - 1)
         except ValueError as e:
             raise FreshetError(f"{log.path}: no bundle can be made of what is before --from: {e}") from e
     bundle = Bundle.load(path)
-    if bundle.cut_ms >= from_ms:
-        cut, since = (str(np.datetime64(int(t), "ms").astype("datetime64[s]")) for t in (bundle.cut_ms, from_ms))
+    known_ms = bundle.cut_ms
+    training = bundle.card.get("training", {})
+    if training.get("settings", {}).get("validate"):  # its weights and its ranker were chosen by these days
+        known_ms += int(training["settings"]["validation_days"] * DAY_MS)
+    if known_ms >= from_ms:
+        cut, since = (str(np.datetime64(int(t), "ms").astype("datetime64[s]")) for t in (known_ms, from_ms))
         raise FreshetError(
-            f"the bundle {path} was made of events up to {cut}, and the replay begins at {since}: "
-            "make it anew with --before, or move --from"
+            f"the bundle {path} was made of, or chosen by, events up to {cut}, and the replay begins at {since}: "
+            "make it anew with an earlier --before, or move --from"
         )
     return bundle

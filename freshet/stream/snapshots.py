@@ -20,6 +20,7 @@ from typing import Protocol
 from freshet.errors import FreshetError
 from freshet.store.columns import I32, Bool
 from freshet.store.graph import GraphStore, Touched
+from freshet.store.merge import LimitsDiffer
 from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
 from freshet.store.snapshot_places import SnapshotPlace, newest_valid, retain, snapshot_name
@@ -179,7 +180,7 @@ class Snapshots:
         """Merge the newest usable snapshot of a scope into the graph; the offsets it is complete up to.
 
         Empty where there is none. Damaged ones are named in the log and passed over for older ones, and so is the
-        newest whole one where a topic was made anew since. Raises LimitsDiffer.
+        newest whole one where a topic was made anew, or the limits of lists are others, since.
         """
         found = newest_valid(self.place, lambda of: of == scope, logger.warning)
         if found is None:
@@ -190,7 +191,12 @@ class Snapshots:
             if wrong is not None:
                 logger.warning("snapshot %s is not used: %s", name, wrong)
                 return {}
-            self.on_loaded(absorb(self.graph, reader.head, reader.parts()))
+            try:
+                touched = absorb(self.graph, reader.head, reader.parts())
+            except LimitsDiffer as e:  # raised before anything was taken in
+                logger.warning("snapshot %s is not used, and the topics are read from their start: %s", name, e)
+                return {}
+            self.on_loaded(touched)
         logger.info("snapshot %s loaded", name)
         self._last[scope] = dict(reader.head.positions)
         return dict(reader.head.positions)

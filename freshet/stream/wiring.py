@@ -182,7 +182,7 @@ def worker_of(
         yield Worker(
             graph, updater, sink, store, consumer, producer, membership, names, _read_by(role, settings, counts),
             origin, settings.worker, settings.popular, _snapshots(settings, graph, ownership, bundle.model_version),
-            settings.deadletter, name, progress=bars.update,
+            name, settings.deadletter, progress=bars.update,
         )  # fmt: skip
     finally:
         membership.close()

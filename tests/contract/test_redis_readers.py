@@ -29,8 +29,8 @@ DIM = 64
 def value(fence: int, step: int) -> bytes:
     """A value whose every part tells its step, so that one mixed of two is found out."""
     row = np.full(DIM, step, dtype="<f4").tobytes()
-    seen = [(f"p{step}", "view", step)] * (step % 20)
-    return encode_value(row, DIM, "v1", Seq(fence, step), step, step, ("views", 0, step), seen)
+    seen, own = [(f"p{step}", "view", step)] * (step % 20), [(f"p{step}", step, step, step + 0.5)] * (step % 9)
+    return encode_value(row, DIM, "v1", Seq(fence, step), step, step, ("views", 0, step), seen, own)
 
 
 def assert_whole(raw: bytes) -> int:
@@ -40,6 +40,7 @@ def assert_whole(raw: bytes) -> int:
     assert (found.vector == step).all()
     assert (found.event_ts, found.written_ts, found.src) == (step, step, ("views", 0, step))
     assert found.recent == [(f"p{step}", "view", step)] * (step % 20)
+    assert found.bought == [(f"p{step}", step, step, step + 0.5)] * (step % 9)
     return step
 
 
@@ -223,6 +224,7 @@ def test_the_five_documented_lines_read_an_embedding(
     assert names["version"] == "v1"
     np.testing.assert_array_equal(names["vector"], np.full(DIM, 7, dtype=np.float32))
     assert names["value"]["recent"] == [["p7", "view", 7]] * 7
+    assert names["value"]["bought"] == [["p7", 7, 7, 7.5]] * 7
 
 
 def test_the_documented_place_of_a_blob_is_where_it_is(store: RedisStore, redis_url: str) -> None:

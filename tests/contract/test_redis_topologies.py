@@ -252,6 +252,11 @@ def test_servers_and_sentinels_have_passwords_of_their_own() -> None:
             store.set_current("v1")
         with store_of(servers.url.replace("://", "://:servers-pw@"), sentinel_password="sentinels-pw") as store:
             assert store.current() == "v1"
+        rule = ("reset", "on", ">users-pw", "-@all", "+sentinel|masters")
+        asked(servers.sentinel, "ACL", "SETUSER", "freshet", *rule, password="sentinels-pw")
+        named = {"password": "servers-pw", "sentinel_username": "freshet", "sentinel_password": "users-pw"}
+        with store_of(servers.url, **named) as store:
+            assert store.current() == "v1"
         for wrong in ({"password": "bad-pw"}, {"sentinel_password": "bad-pw"}, {"sentinel_password": None}):
             with store_of(servers.url, **{**both, **wrong}) as store:
                 with pytest.raises(FreshetError, match="refuses the login") as caught:

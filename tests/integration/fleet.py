@@ -17,6 +17,7 @@ import msgspec
 
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.completeness import Sentinel, read_sentinel, sentinel_blob
 from freshet.stream.embedded import EmbeddedRedis
 from freshet.stream.events import Event, Kind, Product, Profile, Purchase, Session, View
 from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
@@ -89,6 +90,12 @@ class Fleet:
         """What a worker wrote of itself last; empty before that."""
         blob = open_store(self.settings).get_blob(f"{self.version}:{status_blob(name)}")
         found: dict[str, Any] = msgspec.json.decode(blob) if blob else {}
+        return found
+
+    def sentinel(self, scope: str) -> Sentinel:
+        """What stands beside the values of a scope."""
+        found = read_sentinel(open_store(self.settings).get_blob(f"{self.version}:{sentinel_blob(scope)}"))
+        assert found is not None
         return found
 
     def wait(self, what: str, until: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +23,8 @@ from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_store
 from tests.integration.apache_kafka import ApacheKafka
 from tests.integration.fleet import Fleet
-from tests.integration.test_many_workers import USERS, shared_out, some_events
+from tests.integration.load import USERS, Load, accounted, some_events
+from tests.integration.test_many_workers import shared_out
 from tests.random_bundle import random_bundle
 
 pytestmark = pytest.mark.integration
@@ -32,30 +32,6 @@ pytestmark = pytest.mark.integration
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
 """No file grows past a page: what a full disk does to a snapshot (and to the process's log, which it survives)."""
 A_DAY_AHEAD = "import time; real = time.time; time.time = lambda: real() + 86_400"
-
-
-class Load:
-    """Events at a steady rate from a thread, until the block ends."""
-
-    def __init__(self, fleet: Fleet, per_s: int = 100) -> None:
-        self.fleet, self.per_s = fleet, per_s
-        self.sent = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        batch = max(1, self.per_s // 5)
-        while not self._stop.wait(0.2):
-            self.fleet.publish(some_events(1_000 + self.sent, batch))
-            self.sent += batch
 
 
 @pytest.fixture
@@ -90,6 +66,10 @@ def all_is_well(fleet: Fleet) -> None:
     report = fleet.verify()
     assert report.passed, (report, fleet.last_words())
     assert report.users.compared == USERS
+    account = accounted(fleet)
+    assert account.rejected > 0
+    assert not account.missing
+    assert not account.unfounded
 
 
 def test_workers_that_are_killed_and_paused(fleet: Fleet) -> None:

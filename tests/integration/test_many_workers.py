@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from freshet.stream import topics
-from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
 from freshet.stream.settings import Settings
 from tests.integration.fleet import Fleet
+from tests.integration.load import USERS, some_events
 from tests.random_bundle import random_bundle
-
-NOW_MS = int(time.time() * 1e3)
-USERS = 24
-
-
-def some_events(start: int, count: int, users: int = USERS, products: int = 14) -> list[Event]:
-    """Events `start` to `start + count` of one endless log."""
-    rng = np.random.default_rng(start)
-    events: list[Event] = []
-    for i in range(start, start + count):
-        user, at = f"u{rng.integers(users)}", NOW_MS + i
-        if i % 17 == 0:
-            events.append(Product(f"p{rng.integers(products)}", at, category=("a", f"c{i % 3}"), price=float(i % 9)))
-        elif i % 23 == 0:
-            events.append(Profile(user, at, age_bucket=f"{i % 5}0-{i % 5}9"))
-        elif i % 4:
-            events.append(View(f"v{i}", user, f"p{rng.integers(products)}", at))
-        else:
-            lines = tuple(Line(f"p{p}", quantity=1.0) for p in rng.choice(products, 3, replace=False))
-            events.append(Purchase(f"o{i}", user, at, items=lines))
-    return events
 
 
 @pytest.fixture
@@ -86,4 +63,24 @@ def test_one_worker_becomes_three_and_one_again(fleet: Fleet) -> None:
     fleet.start("w1", "all")
     fleet.publish(some_events(450, 150))
     fleet.wait("w1 again", lambda: fleet.status("w1").get("state") == "live")
+    assert (report := fleet.verify()).passed, report
+
+
+def test_a_named_worker_that_comes_back_quickly_moves_nothing(fleet: Fleet) -> None:
+    """Within the session timeout a static member finds its partitions as it left them: no token is taken anew."""
+    fleet.settings = replace(fleet.settings, kafka=replace(fleet.settings.kafka, session_timeout_ms=60_000))
+    fleet.start("items", "items")
+    fleet.start("a", "users")
+    fleet.start("b", "users")
+    fleet.publish(some_events(0, 100))
+    fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+    mine, others = fleet.serves("a"), fleet.serves("b")
+    tokens = {scope: fleet.sentinel(scope).fence for scope in mine | others}
+    fleet.kill("a")
+    fleet.publish(some_events(100, 100))
+    fleet.start("a", "users")
+    fleet.wait("a again", lambda: all(fleet.sentinel(scope).fence > tokens[scope] for scope in mine))
+    fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+    assert fleet.serves("a") == mine
+    assert {scope: fleet.sentinel(scope).fence for scope in others} == {scope: tokens[scope] for scope in others}
     assert (report := fleet.verify()).passed, report

@@ -139,3 +139,10 @@ def test_prices_are_cut_into_as_many_buckets_as_the_features_have(history: Histo
     assert len(few.vocabulary.price_edges) <= 3
     assert few.weights["product.price"].shape[0] == 4
     assert len(dayzero(history, features=FEATURES).vocabulary.price_edges) > 3
+
+
+def test_a_product_that_is_only_viewed_has_an_id_of_its_own(history: History) -> None:
+    seen = replace(history, purchases=history.views.take(np.zeros(0, np.int64)), views=history.purchases)
+    bundle = dayzero(seen, features=FEATURES, cut_ms=CUT_MS)
+    assert bundle.vocabulary.row_of == dayzero(history, features=FEATURES, cut_ms=CUT_MS).vocabulary.row_of
+    assert len(bundle.vocabulary.row_of) == 80

@@ -238,7 +238,7 @@ def test_every_system_finds_tastes_and_beats_popularity(history: History) -> Non
     popular = Popularity("popular", 30.0)
     popular.fit(history, TEST.from_ms)
     least = rank(history, popular, targets, SMALL).values["all"][:, column].mean()
-    make = Kept(trained(TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2)))
+    make = Kept(trained(TrainConfig(batch_size=32, epochs=1, threads=1, interactions_min=2)))
     for system in (
         OwnHistory("own"), ItemKNN("knn"), EASE("ease", 10.0), EASE("low", 10.0, rank=8),
         Factorization("als", factors=8),
@@ -264,7 +264,7 @@ def test_trained_towers_read_nothing_of_the_test(history: History) -> None:
         other.purchases.product[i] = f"p{(int(other.purchases.product[i][1:]) + 7) % 80}"
     found = []
     for each in (history, History.of([other])):
-        system = FinalRanker("ranker", trained(TrainConfig(batch_size=32, epochs=1, threads=1, purchases_min=2)))
+        system = FinalRanker("ranker", trained(TrainConfig(batch_size=32, epochs=1, threads=1, interactions_min=2)))
         system.fit(each, TEST.from_ms)
         users = each.users.intern([f"u{i}" for i in range(20)])
         order = each.products.intern([f"p{i}" for i in range(80)])
@@ -313,7 +313,7 @@ def test_the_report_says_who_is_first_and_how_sure_that_is(history: History) -> 
 
 def test_every_name_of_the_catalogue_makes_that_system(history: History) -> None:
     known = entries("purchases", 0, 1.0, {})
-    assert len(known) == 17
+    assert len(known) == 18
     for name, entry in known.items():
         for make in entry.settings.values():
             assert make().name == name or name in ("day_zero", "two_tower")

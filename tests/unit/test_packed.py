@@ -51,11 +51,12 @@ def test_bought_is_what_a_plain_reading_of_the_lists_finds(seed: int, k: int) ->
         newest = mine[0][1]
         worth = {p: count[p] ** 2 / (1 + (newest - last[p]) / (30 * DAY_MS)) for p in order}
         best = sorted(order, key=lambda p: (-worth[p], order.index(p)))[:k]
-        want = [(p, count[p], last[p]) for p in order if p in best]
+        lately = {p: sum(0.5 ** ((last[p] - t) / (30 * DAY_MS)) for q, t in mine if q == p) for p in order}
+        want = [(p, count[p], last[p], np.float32(lately[p])) for p in order if p in best]
         there = found.product[row] >= 0
         got = zip(
             graph.products.names(found.product[row][there]), found.count[row][there].tolist(),
-            found.time[row][there].tolist(), strict=True,
+            found.time[row][there].tolist(), found.decayed[row][there], strict=True,
         )  # fmt: skip
         assert list(got) == want
 
@@ -74,7 +75,8 @@ def test_lists_are_packed_as_any_library_packs_them_and_new_names_are_learned() 
             assert msgpack.unpackb(bytes(a)) == [[name, KINDS[kind], time] for name, kind, time in what]
             there = own.product[row] >= 0
             products = graph.products.names(own.product[row][there])
-            want = zip(products, own.count[row][there].tolist(), own.time[row][there].tolist())
+            columns = (own.count, own.time, own.decayed)
+            want = zip(products, *(column[row][there].tolist() for column in columns), strict=True)
             assert msgpack.unpackb(bytes(b)) == [list(entry) for entry in want]
         more = PurchaseColumns(
             ["u0", "u0"], names[3:], np.array([400 * DAY_MS] * 2), np.array([9001, 9002], np.uint64),

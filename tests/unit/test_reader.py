@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from freshet.stream.embedded import EmbeddedRedis
 DIM = 4
 WRITTEN_MS = 1_700_000_000_000
 Recent = list[tuple[str, str, int]]
-Bought = list[tuple[str, int, int]]
+Bought = list[tuple[str, int, int, float]]
 
 
 @dataclass
@@ -148,9 +149,9 @@ def test_popular_products_fill_up_what_the_search_leaves() -> None:
 
 def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop) -> None:
     day = 86_400_000
-    bought = [("p3", 4, 60 * day), ("p0", 1, 30 * day), ("gone", 9, 60 * day)]
+    bought = [("p3", 4, 60 * day, 2.5), ("p0", 1, 30 * day, 1.0), ("gone", 9, 60 * day, 9.0)]
     shop.user("bob", [0.2, 0.6, 0.3, 0.5], [("p3", "purchase", 60 * day)], bought=bought, event_ts=60 * day)
-    weights = RankerWeights(-1.0, 2.0, 0.0, 0.5, 1.0, -0.5, 0.25, 0.125)
+    weights = RankerWeights(-1.0, 2.0, 0.0, 0.5, 1.0, -0.5, 0.25, 0.125, 0.75)
     shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(weights))
     found = {name: (chance, reason) for name, chance, reason in shop.reader().recommend("bob", 4, False).items}
     reference = 0.2  # of four products the least stands for the tenth
@@ -159,8 +160,9 @@ def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop
         return 1 / (1 + math.exp(-logit))
 
     # bias + score (s - r) + own + log_count log n + log_age log(1 + months) + own_score s + own_level l
-    p3 = -1 + 2 * (0.5 - reference) + 0.5 + math.log(4) + 0.25 * 0.5 + 0.125 * 0.5
-    p0 = -1 + 2 * (0.2 - reference) + 0.5 - 0.5 * math.log(2) + 0.25 * 0.2
+    #     + log_lately log(1 + decayed / 2^months)
+    p3 = -1 + 2 * (0.5 - reference) + 0.5 + math.log(4) + 0.25 * 0.5 + 0.125 * 0.5 + 0.75 * math.log(3.5)
+    p0 = -1 + 2 * (0.2 - reference) + 0.5 - 0.5 * math.log(2) + 0.25 * 0.2 + 0.75 * math.log(1.5)
     assert found["p3"] == (pytest.approx(chance(p3)), "bought again")
     assert found["p0"] == (pytest.approx(chance(p0)), "bought again")
     assert found["p1"] == (pytest.approx(chance(-1 + 2 * (0.6 - reference))), "for you")
@@ -176,8 +178,9 @@ def test_a_damaged_ranker_is_named_and_one_that_is_not_there_is_the_default(shop
     before = shop.reader().recommend("ann", 2).items
     shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(RankerWeights()))
     assert shop.reader().recommend("ann", 2).items == before
-    backwards = dump_weights(RankerWeights()).replace(b'"score":6.0', b'"score":-6.0')
-    for blob in (b"", b"[]", b'{"score": "much"}', backwards):
+    backwards = dump_weights(RankerWeights()).replace(b'"score":', b'"score":-')
+    older = json.dumps({"bias": -2.0, "score": 6.0}).encode()
+    for blob in (b"", b"[]", b'{"score": "much"}', backwards, older):
         shop.serving.put_blob("v1:ranker", shop.seq(), blob)
         with pytest.raises(RankerCorrupt, match="ranker"):
             shop.reader().recommend("ann", 2)

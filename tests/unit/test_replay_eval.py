@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,28 @@ import pytest
 from rich.console import Console
 
 from freshet.errors import FreshetError
-from freshet.model.evaluation.freshness import POLICIES, Answers
+from freshet.model.bundle import Bundle
+from freshet.model.dayzero import dayzero
+from freshet.model.evaluation.freshness import POLICIES, Answers, Ask, replay
+from freshet.model.evaluation.freshness_ranker import RankerAt
 from freshet.model.evaluation.freshness_report import Group, report, table
+from freshet.model.frozen import FrozenTowers
+from freshet.reader import Reader
+from freshet.store.columns import EventColumns
+from freshet.store.graph import GraphStore
+from freshet.store.history import History
+from freshet.store.index import MemoryItemIndex
+from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.store.ranker import RankerWeights, dump_weights
+from freshet.store.value import Seq
+from freshet.stream.decode import decode_events
 from freshet.stream.eventlog import EventLog, EventLogWriter
-from freshet.stream.events import Event, Line, Product, Purchase, View
+from freshet.stream.events import Event, Kind, Line, Product, Purchase, View
 from freshet.stream.progress import Bars
 from freshet.stream.replay_asks import read_asks
 from freshet.stream.replay_eval import ReplayResult, ReplaySettings, plot, replay_eval
+from freshet.stream.sink import Sink
+from freshet.stream.updater import Updater
 from tests.unit.query_logs import DAY_MS, SHELF, START_MS, shop, write_log
 
 SPLIT_MS = -(-(START_MS + 30 * DAY_MS) // DAY_MS) * DAY_MS
@@ -122,6 +138,44 @@ def test_an_ask_knows_nothing_of_its_own_time(tmp_path: Path) -> None:
     assert len({f.mean for f in figures}) == 1
 
 
+def test_with_the_ranker_the_answer_is_what_a_reader_recommends(tmp_path: Path) -> None:
+    at_ms, k = SPLIT_MS + 5 * HOUR_MS, 15
+    later = views("u1", SPLIT_MS + 60_000, ["p20", "p40"]) + views("u2", SPLIT_MS + 60_000, ["p3"])
+    later += [order("again", "u2", SPLIT_MS + 90_000, "p30", "p31"), Product("p0", SPLIT_MS + 1, withdrawn=True)]
+    log = EventLog(write_log(tmp_path / "log", past() + later))
+    history = History.of(list(log.columns()))
+    ranker = RankerWeights(-2.0, 6.0, 1.5, 2.4, 0.95, -0.2, -3.7, 4.0)
+    bundle = dayzero(history, cut_ms=SPLIT_MS - 1).with_ranker(ranker)
+    recommended = recommendations(log, bundle, [f"u{i}" for i in range(6)], k)
+    assert any(p in ("p20", "p40") for p in recommended["u1"])
+    asks = [Ask(user, at_ms, (product,)) for user, listed in recommended.items() for product in listed]
+    graph = GraphStore()
+    for columns in log.columns(until_ms=SPLIT_MS):
+        graph.apply(columns)
+    period = decode_events(list(log.stream(since_ms=SPLIT_MS)))
+    feed = lambda before_ms: period if before_ms == at_ms else EventColumns()  # noqa: E731
+    found = replay(bundle, graph, feed, asks, SPLIT_MS, k, ranker=RankerAt(ranker, history))
+    place = np.argmax(found.hit[0], axis=1)
+    assert found.hit[0].any(axis=1).all()
+    assert place.reshape(-1, k).tolist() == [list(range(k))] * 6
+
+
+def recommendations(log: EventLog, bundle: Bundle, users: list[str], k: int) -> dict[str, list[str]]:
+    """What a reader offers after all of the log, over the stores that a worker fills."""
+    graph, store, index = GraphStore(), MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim)
+    version = bundle.model_version
+    sink = Sink(graph, store, index, None, "", version, bundle.config.dim, fence=1)
+    updater = Updater(graph, FrozenTowers(bundle, graph), sink, {kind.value: kind for kind in Kind})
+    for columns in log.columns():
+        updater.absorb(columns)
+    updater.go_live()
+    serving = MemoryServingState()
+    serving.set_current(version)
+    serving.put_blob(f"{version}:ranker", Seq(1, 1), dump_weights(bundle.ranker))
+    reader = Reader.over(store, serving, index, model_version=version)
+    return {user: [p for p, _, _ in reader.recommend(user, k, exclude_seen=False).items] for user in users}
+
+
 def test_asks_are_orders_with_what_was_bought_before(tmp_path: Path) -> None:
     at_ms = SPLIT_MS + HOUR_MS
     events: list[Event] = [
@@ -198,6 +252,27 @@ def test_the_table_and_the_figure_show_every_group(tmp_path: Path) -> None:
         plot(result, tmp_path / "one.png")
 
 
+def test_a_bundle_that_was_chosen_by_the_period_is_refused(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", [*past(), order("one", "u1", SPLIT_MS + 5, "p1")])
+    made = dayzero(History.of(list(EventLog(log).columns(until_ms=SPLIT_MS))), cut_ms=SPLIT_MS - 5 * DAY_MS - 1)
+    for validate, days in ((True, 7.0), (True, 5.0), (False, 7.0)):
+        training = {"training": {"settings": {"validate": validate, "validation_days": days}}}
+        replace(made, card=training).save(tmp_path / f"{validate}-{days}")
+    bars = Bars(Console(file=io.StringIO()))
+    for ranker in (False, True):
+        for name in ("True-5.0", "False-7.0"):
+            assert replay_eval(log, tmp_path / name, ReplaySettings(iso(SPLIT_MS), ranker=ranker), bars).asks == 1
+    with pytest.raises(FreshetError, match="chosen by, events up to"):
+        replay_eval(log, tmp_path / "True-7.0", ReplaySettings(iso(SPLIT_MS)), bars)
+
+
+def test_a_ranker_moves_what_is_bought_again_and_keeps_the_order_of_what_is_new(tmp_path: Path) -> None:
+    events = shop(days=34, views=False)
+    plain, ranked = (run(tmp_path / str(r), events, k=5, ranker=r) for r in (False, True))
+    assert group(plain, "novel") == group(ranked, "novel")
+    assert recalls(plain, k=5) != recalls(ranked, k=5)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -225,13 +300,12 @@ def test_an_empty_log_is_said(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_has_seen_the_period_or_is_damaged_is_refused(tmp_path: Path) -> None:
-    from freshet.model.dayzero import dayzero
     from freshet.stream.modelling import read_history
 
     bars = Bars(Console(file=io.StringIO()))
     log = write_log(tmp_path / "log", shop(days=34))
     dayzero(read_history(EventLog(log), None, bars)).save(tmp_path / "bundle")
-    with pytest.raises(FreshetError, match="make it anew with --before"):
+    with pytest.raises(FreshetError, match="make it anew with an earlier --before"):
         replay_eval(log, tmp_path / "bundle", ReplaySettings(iso(SPLIT_MS)), bars)
     head = tmp_path / "bundle" / "bundle.json"
     head.write_text(head.read_text().replace('"dim": 128', '"dim": 64'))

@@ -42,6 +42,24 @@ def test_the_weights_are_the_mean_of_runs_that_differ_in_their_seeds(history: Hi
         np.testing.assert_allclose(value, np.mean([one[name] for one in alone], axis=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_share_of_the_start_stays_in_the_weights(history: History, averaged: Bundle, runs: int) -> None:
+    settings = replace(THREE, runs=runs, validate=False)
+    start = trained(history, replace(settings, epochs=0)).weights
+    ended = averaged.weights if runs == 3 else trained(history, settings).weights
+    mixed = trained(history, replace(settings, start_share=0.3)).weights
+    assert not np.allclose(mixed["product.id"], ended["product.id"], atol=1e-3)
+    for name, value in mixed.items():
+        np.testing.assert_allclose(value, 0.7 * ended[name] + 0.3 * start[name], rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_closed_form_is_worth_a_share() -> None:
+    with pytest.raises(ValueError, match="start has to be closed_form"):
+        TrainConfig(start="random", start_share=0.3)
+    with pytest.raises(ValueError, match=r"start_share is 1\.5"):
+        TrainConfig(start_share=1.5)
+
+
 def test_the_card_has_the_trace_of_every_run_and_of_their_average(history: History) -> None:
     training = trained(history, THREE).card["training"]
     assert training["averaged"] in (1, 3)

@@ -30,7 +30,7 @@ from freshet.store.history import History
 FEATURES = FeatureConfig(category_buckets=64, brand_buckets=32, token_buckets=64, geo_buckets=16, description_dim=2)
 SMALL = TrainConfig(
     batch_size=32, pool_draws=40, window_days=60, epochs=3, runs=1, threads=1, learning_rate=3e-4,
-    validation_users_max=0, validations=3, purchases_min=2,
+    validation_users_max=0, validations=3, interactions_min=2,
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_what_was_bought_is_counted_and_a_cancelled_line_is_not(clock: Clock) ->
     made.step(records(order(1, "u1", "p1", "p2"), order(5, "u1", "p1"), View("v1", "u1", "p3", NOW + 9)))
     made.step(records(Purchase("o1", "u1", NOW + 1, items=(Line("p2", quantity=1.0, cancelled=True),))))
     value = decode_value(made.sink.store.get(made.sink.model_version, ["u1"])[0] or b"")
-    assert value.bought == [("p1", 2, NOW + 5)]
+    assert value.bought == [("p1", 2, NOW + 5, pytest.approx(2.0))]
 
 
 def test_an_event_that_is_there_already_writes_nothing(clock: Clock) -> None:

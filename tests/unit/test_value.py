@@ -17,7 +17,7 @@ from freshet.store.value import SEQ_CHARS, SEQ_PLACE, EmbeddingValue, Seq, Value
 SEQ = Seq(1_763_900_000_123, 42)
 VECTOR = np.array([0.5, -0.25, 3e-8], dtype="<f4")
 RECENT = [("tea", "purchase", 1_763_900_000_000), ("käse", "view", 1_763_800_000_000)]
-BOUGHT = [("tea", 3, 1_763_900_000_000), ("brot", 1, 1_763_700_000_000)]
+BOUGHT = [("tea", 3, 1_763_900_000_000, 1.75), ("brot", 1, 1_763_700_000_000, 1.0)]
 
 
 def value(**changes: Any) -> bytes:
@@ -41,7 +41,8 @@ def packed(content: Any) -> bytes:
 
 
 def test_the_bytes_are_the_documented_ones() -> None:
-    short = encode_value(struct.pack("<f", 1.0), 1, "m", Seq(7, 9), -1, 5, None, [("p", "view", 3)], [("p", 2, 3)])
+    lists = [("p", "view", 3)], [("p", 2, 3, 1.5)]
+    short = encode_value(struct.pack("<f", 1.0), 1, "m", Seq(7, 9), -1, 5, None, *lists)
     assert short == (
         b"\x89"
         b"\xa3seq\xd9\x210000000000000007.0000000000000009"
@@ -52,8 +53,10 @@ def test_the_bytes_are_the_documented_ones() -> None:
         b"\xaawritten_ts\x05"
         b"\xa3src\xc0"
         b"\xa6recent\x91\x93\xa1p\xa4view\x03"
-        b"\xa6bought\x91\x93\xa1p\x02\x03"
+        b"\xa6bought\x91\x94\xa1p\x02\x03\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00"
     )
+    written = short.replace(b"\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00", b"\xca\x3f\xc0\x00\x00")  # a float32
+    assert decode_value(written).bought == [("p", 2, 3, 1.5)]
 
 
 def test_another_library_reads_it_and_seq_stands_at_its_place() -> None:
@@ -91,11 +94,11 @@ times = st.integers(-1, 2**53)
     event_ts=times,
     src=st.none() | st.tuples(names, st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1)),
     recent=st.lists(st.tuples(names, st.sampled_from(["view", "purchase"]), times), max_size=20),
-    bought=st.lists(st.tuples(names, st.integers(1, 2**16), times), max_size=20),
+    bought=st.lists(st.tuples(names, st.integers(1, 2**16), times, st.floats(1, 2**16)), max_size=20),
 )
 def test_any_value_survives_the_round_trip(
     vector: list[float], model: str, seq: Seq, event_ts: int, src: tuple[str, int, int] | None,
-    recent: list[tuple[str, str, int]], bought: list[tuple[str, int, int]],
+    recent: list[tuple[str, str, int]], bought: list[tuple[str, int, int, float]],
 ) -> None:  # fmt: skip
     rows = np.array(vector, dtype="<f4")
     found = decode_value(encode_value(rows.tobytes(), len(vector), model, seq, event_ts, 1, src, recent, bought))
@@ -137,6 +140,7 @@ def test_a_missing_entry_is_refused_by_its_name(name: str) -> None:
         (packed(entries(model=b"\xff\xfe")), "not an embedding value"),
         (packed(entries(src=["topic", 1])), "not an embedding value"),
         (packed(entries(recent=[["tea", "view"]])), "not an embedding value"),
+        (packed(entries(bought=[["tea", 3, 1_763_900_000_000]])), "not an embedding value"),
         (packed(dict(reversed(entries().items()))), "seq is not the first entry"),
         (b"\x88\xa3seq\xa3\xff\xfe\xfd" + value()[40:], "not an embedding value"),
     ],

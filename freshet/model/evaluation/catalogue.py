@@ -18,6 +18,8 @@ from freshet.model.fit_ranker import FitRankerConfig
 from freshet.model.train_config import TrainConfig
 
 RIDGES = (100.0, 200.0, 300.0, 500.0, 1000.0)
+LONGER = FitRankerConfig(lines_max=512)
+"""Of a ranker whose users' lists of purchases are twice as long as by default (`FRESHET_GRAPH_PURCHASED_MAX`)."""
 UNBOUNDED = FitRankerConfig(bought_max=100_000, lines_max=1_000_000)
 """Of a ranker that knows everything a user ever bought: what bounded lists cost."""
 
@@ -51,6 +53,9 @@ def entries(what: TargetsOf, seed: int, budget_s: float, bundles: Mapping[str, B
         Entry("day_zero_ranker", {"fitted": lambda: FinalRanker("day_zero_ranker", closed, what=what)}),
         Entry("two_tower", {"trained": lambda: MadeTowers("two_tower", towers)}),
         Entry("final_ranker", {"fitted": lambda: FinalRanker("final_ranker", towers, what=what)}),
+        Entry("final_ranker_512", {
+            "fitted": lambda: FinalRanker("final_ranker_512", towers, config=LONGER, what=what)
+        }),
         Entry("final_ranker_unbounded", {
             "fitted": lambda: FinalRanker("final_ranker_unbounded", towers, config=UNBOUNDED, what=what)
         }),

@@ -1,4 +1,4 @@
-"""What streaming buys: the same towers asked before each order, with embeddings of different ages.
+"""What streaming buys: the same model asked before each order, with embeddings of different ages.
 
 A replay walks through a period in order of time. Before each ask it answers once for every policy: with the
 state of just before the ask, of the last full hour, of the last midnight (UTC), and of the start of the period.
@@ -15,6 +15,7 @@ import numpy as np
 
 from freshet.model.affected import Ripples, direct
 from freshet.model.bundle import Bundle
+from freshet.model.evaluation.freshness_ranker import RankerAt
 from freshet.model.evaluation.ranking import tie_ranks, top_k
 from freshet.model.frozen import FrozenTowers
 from freshet.store.columns import F32, I32, I64, Bool, EventColumns
@@ -73,10 +74,10 @@ class Answers:
 
 
 class _State:
-    """A graph and its embeddings as of the last event handed in: users on demand, products all and exact."""
+    """A graph and its embeddings as of `at_ms`: users on demand, products all and exact."""
 
-    def __init__(self, bundle: Bundle, graph: GraphStore) -> None:
-        self.graph = graph
+    def __init__(self, bundle: Bundle, graph: GraphStore, at_ms: int, ranker: RankerAt | None) -> None:
+        self.graph, self.at_ms, self.ranker = graph, at_ms, ranker
         self.towers = FrozenTowers(bundle, graph)
         self.ripples = Ripples(graph, bundle.config)
         self.items: F32 = np.zeros((0, self.towers.dim), dtype=np.float32)
@@ -87,8 +88,9 @@ class _State:
         self._write(everything)
         self._withdraw(everything)
 
-    def advance(self, events: EventColumns) -> None:
+    def advance(self, events: EventColumns, at_ms: int) -> None:
         """As `Updater.step` and then every ripple, but for the users: they are encoded when they are asked for."""
+        self.at_ms = at_ms
         if not events.event_count:
             return
         touched = self.graph.apply(events)
@@ -127,18 +129,25 @@ class _State:
         self.withdrawn[products] = self.graph.is_withdrawn(products)
 
     def scores(self, users: Sequence[str]) -> F32:
-        """Inner products [q, products]; for a user nobody knows, the popularity of the products that have any."""
+        """Inner products [q, products], or the ranker's logits; for a user nobody knows, the popularity of the products
+        that have any."""
         numbers = [self.graph.users.get(name) for name in users]
         known = np.array([n is not None for n in numbers], dtype=np.bool_)
         out = np.empty((len(numbers), self.items.shape[0]), dtype=np.float32)
         if known.any():
             found = np.array([n for n in numbers if n is not None], dtype=np.int32)
-            out[known] = self.towers.encode_users(found) @ self.items.T
+            score = self.towers.encode_users(found) @ self.items.T
+            out[known] = score if self.ranker is None else self._logits(self.ranker, score, known, users)
         if not known.all():
             popularity = self._popularity()
             out[~known] = np.where(popularity > 0, popularity, -np.inf)
         out[:, self.withdrawn] = -np.inf
         return out
+
+    def _logits(self, ranker: RankerAt, score: F32, known: Bool, users: Sequence[str]) -> F32:
+        score[:, self.withdrawn] = score.min(axis=1, keepdims=True)  # nobody's reference: the index has none of them
+        names = [name for name, there in zip(users, known.tolist(), strict=True) if there]
+        return ranker.logits(score, self.items[:, -1], names, self.graph.products, self.at_ms)
 
     def _popularity(self) -> F32:
         key = (self.towers.levels.at_ms, self.items.shape[0])  # it moves at ticks alone
@@ -191,9 +200,9 @@ class _Sheet:
 
 def replay(
     bundle: Bundle, graph: GraphStore, feed: Feed, asks: Sequence[Ask], from_ms: int, k: int = 20,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, ranker: RankerAt | None = None,
 ) -> Answers:  # fmt: skip
-    """Answer every ask under every policy.
+    """Answer every ask under every policy, by inner product or, with `ranker`, as `Reader.recommend` would.
 
     `graph` holds everything before `from_ms` and moves on; `feed` hands out the events since. `asks` are in order of
     time, none before `from_ms`. A product that a policy does not know cannot be ranked by it; a user it does not
@@ -203,10 +212,10 @@ def replay(
     is_new_user = _new_users(graph, list(users))
     sheet = _Sheet(asks, max(k, TOP_MIN), _old_products(graph, asks))
     steps = _steps(asks, from_ms)
-    state = _State(bundle, graph)
+    state = _State(bundle, graph, from_ms, ranker)
     done = 0
     for at_ms in sorted(steps):
-        state.advance(feed(at_ms))
+        state.advance(feed(at_ms), at_ms)
         same: dict[tuple[int, ...], list[int]] = {}
         for policy, rows in steps[at_ms].items():
             same.setdefault(tuple(rows), []).append(policy)  # one answer where policies ask the same of one state

@@ -1,0 +1,164 @@
+"""The long chaos: faults drawn at random on real servers, under load, for as long as asked; then a report.
+
+    python -m tests.integration.chaos --minutes 20 --seed 7
+
+Apache Kafka and Valkey, three worker processes of users (one of them a standby) and one of items. Each fault is
+followed by a wait until all partitions are served again. Then `freshet verify`, and every record is accounted for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from freshet.stream.embedded import EmbeddedRedis, free_port
+from freshet.stream.settings import Settings
+from freshet.stream.topics import TopicSettings
+from tests.integration.apache_kafka import ApacheKafka, fetch_jars
+from tests.integration.fleet import Fleet
+from tests.integration.load import Load, accounted, some_events
+from tests.random_bundle import random_bundle
+
+NAMES = ("a", "b", "c")
+PARTITIONS = 6
+SERVED_WITHIN_S = 120.0
+
+
+class Chaos:
+    """The faults, each of which leaves all processes running again."""
+
+    def __init__(self, fleet: Fleet, kafka: ApacheKafka, chance: random.Random) -> None:
+        self.fleet, self.kafka, self.chance = fleet, kafka, chance
+        self.done: Counter[str] = Counter()
+        self.recovered_s: dict[str, list[float]] = {}
+
+    def start(self) -> None:
+        """Every worker."""
+        self.fleet.start("items", "items")
+        for name in NAMES:
+            self._start(name)
+        self._wait_served()
+
+    def once(self) -> None:
+        """One fault, and the wait until everything is served."""
+        faults: list[Callable[[], None]] = [
+            self.killed, self.killed, self.terminated, self.paused, self.items_killed, self.redis_emptied,
+            self.redis_restarted, self.kafka_restarted,
+        ]  # fmt: skip
+        fault = self.chance.choice(faults)
+        start = time.monotonic()
+        fault()
+        self._wait_served()
+        self.done[fault.__name__] += 1
+        self.recovered_s.setdefault(fault.__name__, []).append(time.monotonic() - start)
+
+    def killed(self) -> None:
+        name = self.chance.choice(NAMES)
+        self.fleet.kill(name)
+        time.sleep(self.chance.choice([0.0, 8.0]))  # back within the session timeout, or after it
+        self._start(name)
+
+    def terminated(self) -> None:
+        name = self.chance.choice(NAMES)
+        assert self.fleet.kill(name, signal.SIGTERM) == 0, self.fleet.last_words()
+        self._start(name)
+
+    def paused(self) -> None:
+        """Past the session timeout: a zombie with the old tokens when it goes on."""
+        name = self.chance.choice(NAMES)
+        self.fleet.signal(name, signal.SIGSTOP)
+        time.sleep(9.0)
+        self.fleet.signal(name, signal.SIGCONT)
+
+    def items_killed(self) -> None:
+        self.fleet.kill("items")
+        self.fleet.start("items", "items")
+
+    def redis_emptied(self) -> None:
+        assert self.fleet.redis.ask("FLUSHALL") == b"+OK"
+
+    def redis_restarted(self) -> None:
+        port = self.fleet.redis.port
+        self.fleet.redis.stop()
+        time.sleep(self.chance.choice([0.0, 4.0]))  # shorter and longer than the socket timeout
+        self.fleet.redis = EmbeddedRedis(port=port).start()
+
+    def kafka_restarted(self) -> None:
+        self.kafka.stop()
+        self.kafka.start()
+
+    def _start(self, name: str) -> None:
+        self.fleet.start(name, "users", *(("--standby",) if name == "c" else ()))
+
+    def _wait_served(self) -> None:
+        def served() -> bool:
+            scopes = [self.fleet.serves(name) for name in NAMES]
+            return sum(map(len, scopes)) == PARTITIONS == len(set().union(*scopes)) and bool(self.fleet.serves("items"))
+
+        self.fleet.wait("all partitions", served, SERVED_WITHIN_S)
+
+
+def main() -> int:
+    """See the module; 0 where every promise held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--rate", type=int, default=200, help="events a second")
+    args = parser.parse_args()
+    bundle = random_bundle(products=("p1", "p2"))
+    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(port=free_port()) as redis:
+        bundle.save(Path(folder) / "bundle")
+        kafka = ApacheKafka(fetch_jars()).start()
+        settings = Settings(topics=TopicSettings(partitions=PARTITIONS))
+        settings = replace(
+            settings,
+            kafka=replace(settings.kafka, bootstrap=kafka.bootstrap, session_timeout_ms=6_000),
+            redis=replace(settings.redis, url=redis.url),
+            snapshot=replace(settings.snapshot, place=f"{folder}/snapshots", interval_s=5.0),
+        )
+        try:
+            with Fleet(Path(folder) / "run", Path(folder) / "bundle", bundle.model_version, settings) as fleet:
+                fleet.redis = redis
+                return report(fleet, kafka, args)
+        finally:
+            kafka.discard()
+
+
+def report(fleet: Fleet, kafka: ApacheKafka, args: argparse.Namespace) -> int:
+    """Run, check, and print what was done; the last line is one JSON object."""
+    chaos = Chaos(fleet, kafka, random.Random(args.seed))
+    fleet.publish(some_events(0, 300))
+    chaos.start()
+    end = time.monotonic() + args.minutes * 60
+    with Load(fleet, args.rate) as load:
+        while time.monotonic() < end:
+            chaos.once()
+            print(f"{int(end - time.monotonic()):5d} s left, {sum(chaos.done.values())} faults, {load.sent} events")
+    verified = fleet.verify(timeout_s=300.0)
+    account = accounted(fleet)
+    fleet.redis.stop()
+    passed = verified.passed and not account.missing and not account.unfounded
+    for name, count in chaos.done.most_common():
+        times = sorted(chaos.recovered_s[name])
+        print(f"{name:16s} {count:3d} times, served again after {times[0]:.1f} to {times[-1]:.1f} s")
+    print(f"{account.records} records, {account.rejected} of them rejected, {account.letters} dead letters")
+    print("every promise held" if passed else f"BROKEN: {verified} {account}")
+    print(json.dumps({
+        "passed": passed, "seed": args.seed, "faults": dict(chaos.done), "records": account.records,
+        "users_compared": verified.users.compared, "products_compared": verified.products.compared,
+        "parity_max_abs_error": max(verified.users.max_abs_error, verified.products.max_abs_error),
+    }))  # fmt: skip
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Where a worker begins after another one: snapshots, positions, dead letters and what must not be written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freshet.model.frozen import FrozenTowers
+from freshet.store.canonical import canonical
+from freshet.store.graph import GraphLimits, GraphStore
+from freshet.store.index import MemoryItemIndex
+from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.store.snapshot_places import FolderPlace
+from freshet.store.snapshot_settings import SnapshotSettings
+from freshet.stream import topics
+from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
+from freshet.stream.kafka_errors import OffsetGap
+from freshet.stream.membership import Alone, Listener, TopicPartition
+from freshet.stream.ownership import Ownership
+from freshet.stream.records import Outgoing, Record
+from freshet.stream.rewriting import users_scope
+from freshet.stream.roles import Role
+from freshet.stream.sink import Sink
+from freshet.stream.snapshots import InTurn, Snapshots
+from freshet.stream.topics import TopicSettings, partition_of
+from freshet.stream.updater import Updater
+from freshet.stream.worker import Origin, Worker
+from tests.random_bundle import random_bundle
+
+NOW = 1_700_000_000_000
+PARTITIONS = 2
+NAMES = TopicSettings(view="view", purchase="purchase", session="session", products="product", profiles="profile")
+COUNTS = dict.fromkeys(NAMES.inputs, PARTITIONS)
+TOPIC_OF = {View: NAMES.view, Purchase: NAMES.purchase, Product: NAMES.products, Profile: NAMES.profiles}
+BUNDLE = random_bundle(products=("p1", "p2"))
+
+
+class World:
+    """What outlives a worker: a broker of several partitions, a store, and a folder of snapshots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log: dict[TopicPartition, list[Record]] = {}
+        self.low: dict[TopicPartition, int] = {}
+        self.offsets: dict[TopicPartition, int] = {}
+        self.sent: list[Outgoing] = []
+        self.folder = folder
+        self.users, self.serving = MemoryEmbeddingStore(), MemoryServingState()
+
+    def publish(self, *events: Event) -> None:
+        for event in events:
+            self.append(TOPIC_OF[type(event)], encode_record_key(event) or b"", encode(event))
+
+    def append(self, topic: str, key: bytes, value: bytes | None) -> None:
+        place = topic, partition_of(key, PARTITIONS)
+        rows = self.log.setdefault(place, [])
+        rows.append(Record(*place, len(rows), NOW + 1000, key, value))
+
+    def letters(self) -> list[bytes | None]:
+        return [record.value for record in self.sent if record.topic == NAMES.deadletter]
+
+    # Commits
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.offsets.update(offsets)
+
+    def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {tp: self.offsets[tp] for tp in partitions if tp in self.offsets}
+
+
+class Reader:
+    """The consumer of one worker; `polled` is every offset it was given."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.at, self.polled = world, {}, []  # type: ignore[var-annotated]
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self.at = dict(positions)
+
+    def watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        world = self.world
+        return {tp: (world.low.get(tp, 0), len(world.log.get(tp, ()))) for tp in partitions}
+
+    def poll(self, records_max: int, timeout_s: float | None = None) -> list[Record]:
+        found = [r for tp, at in self.at.items() for r in self.world.log.get(tp, [])[at:]]
+        self.at = {tp: len(self.world.log.get(tp, ())) for tp in self.at}
+        self.polled += [(r.topic, r.partition, r.offset) for r in found]
+        return found
+
+
+class Sender:
+    failures, last_failure = 0, None
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def send(self, record: Outgoing) -> None:
+        self.world.sent.append(record)
+
+    def poll(self) -> int:
+        return 0
+
+    def flush(self, timeout_s: float) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Group:
+    """A membership that is told by the test what moves."""
+
+    shares = True
+
+    def __init__(self, world: World) -> None:
+        self.commit, self.committed = world.commit, world.committed
+        self.moves: list[tuple[str, list[int]]] = []
+
+    def poll(self, listener: Listener) -> None:
+        moves, self.moves = self.moves, []
+        for what, partitions in moves:
+            getattr(listener, what)(partitions)
+
+    def close(self) -> None: ...
+
+
+def worker(world: World, group: Group | None = None, limits: GraphLimits | None = None, **named: object) -> Worker:
+    role = Role.ALL if group is None else Role.USERS
+    graph = GraphStore(limits, product_lists=role.writes_items)
+    owned = Ownership(graph.users, PARTITIONS)
+    sender = Sender(world)
+    fence = world.serving.next_fence("items", 0)
+    sink = Sink(graph, world.users, MemoryItemIndex(16), sender, "items", BUNDLE.model_version, 16, owned, fence)
+    updater = Updater(graph, FrozenTowers(BUNDLE, graph), sink, topics.kinds(NAMES), role=role)
+    snapshots = Snapshots(
+        graph, owned, FolderPlace(world.folder), SnapshotSettings(interval_s=1e9), "", {}, begin=InTurn, **named  # type: ignore[arg-type]
+    )  # fmt: skip
+    counts = COUNTS if group is None else {**dict.fromkeys(NAMES.by_user, PARTITIONS), NAMES.state_products: 1}
+    made = Worker(
+        graph, updater, sink, world.serving, Reader(world), sender, group or Alone(PARTITIONS, world), NAMES, counts,  # type: ignore[arg-type]
+        Origin(), snapshots=snapshots,
+    )  # fmt: skip
+    return made
+
+
+def run(made: Worker, turns: int = 30) -> Worker:
+    for _ in range(turns):
+        made.turn()
+    made._next.clear()
+    made.turn()
+    return made
+
+
+def read_of(made: Worker) -> list[tuple[str, int, int]]:
+    return made.reading.source.polled  # type: ignore[attr-defined, no-any-return]
+
+
+def some(first: int, count: int) -> list[Event]:
+    rng = np.random.default_rng(first)
+    return [View(f"v{i}", f"u{rng.integers(6)}", f"p{rng.integers(4)}", NOW + i) for i in range(first, first + count)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "snapshots")
+
+
+def test_a_worker_begins_where_the_snapshots_end_and_has_the_same_state(world: World) -> None:
+    world.publish(Product("p1", NOW, brand="b"), *some(0, 40))
+    first = run(worker(world))
+    first.stop()
+    world.publish(*some(40, 10))
+    second = run(worker(world))
+    assert second.state == "live"
+    assert len(read_of(second)) == 10
+
+
+    assert canonical(second.graph) == canonical(run(fresh(world)).graph)
+
+
+def fresh(world: World) -> Worker:
+    """A worker that has the topics and nothing else."""
+    other = World(world.folder.parent / "empty")
+    other.log = world.log
+    return worker(other)
+
+
+def test_offsets_of_the_group_do_not_decide_where_reading_begins(world: World) -> None:
+    world.publish(*some(0, 40))
+    first = run(worker(world))
+    first.stop()
+    world.publish(*some(40, 10))
+    world.offsets = {tp: len(rows) for tp, rows in world.log.items()}
+    assert len(read_of(run(worker(world)))) == 10
+
+
+def test_a_snapshot_waits_until_what_it_covers_has_been_delivered(world: World) -> None:
+    world.publish(*some(0, 40))
+    made = run(worker(world))
+    world.append("view", b"u1", b"{")
+    made.membership.commit = lambda offsets: None  # type: ignore[method-assign]
+    made.reading.committed = {}
+    made._next["commit"] = 1e18
+    made.snapshots.all_now()  # type: ignore[union-attr]
+    for _ in range(50):
+        made.turn()
+    assert FolderPlace(world.folder).names() == []
+    made._next["commit"] = 0.0
+    for _ in range(80):
+        made.turn()
+        made._next["commit"] = 0.0
+    assert len(FolderPlace(world.folder).names()) == 1 + PARTITIONS
+
+
+def test_a_dead_letter_is_sent_again_if_its_offset_was_not_committed(world: World) -> None:
+    world.append("view", b"u1", b"{")
+    first = worker(world)
+    first._next["commit"] = 1e18
+    for _ in range(10):
+        first.turn()
+    assert world.letters() == [b"{"]
+    second = run(worker(world))
+    assert world.letters() == [b"{", b"{"]
+    second.commit()
+    run(worker(world))
+    assert world.letters() == [b"{", b"{"]
+
+
+def test_a_gap_behind_the_snapshots_is_refused(world: World) -> None:
+    world.publish(*some(0, 40))
+    run(worker(world)).stop()
+    world.publish(*some(40, 20))
+    place = max(world.log, key=lambda tp: len(world.log[tp]))
+    world.low[place] = len(world.log[place])
+    with pytest.raises(OffsetGap, match=r"offset \d+ was asked for.*freshet backfill LOG"):
+        run(worker(world))
+
+
+def test_a_worker_that_shares_goes_on_without_the_partition_that_has_a_gap(world: World) -> None:
+    world.publish(*some(0, 40))
+    run(worker(world)).stop()
+    world.publish(*some(40, 20))
+    world.low["view", 0] = len(world.log["view", 0])
+    group = Group(world)
+    group.moves = [("gained", [0, 1])]
+    made = run(worker(world, group))
+    assert made.completeness.serves == {users_scope(1)}
+    assert "freshet backfill LOG" in made.status()["stopped"][users_scope(0)]
+
+
+def test_snapshots_of_other_limits_are_passed_over(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.publish(*some(0, 40))
+    run(worker(world)).stop()
+    with caplog.at_level(logging.WARNING):
+        made = run(worker(world, limits=GraphLimits(viewed_max=5)))
+    assert len(read_of(made)) == 40
+    assert "viewed_max is 5 in one and 32 in the other" in caplog.text
+
+
+def test_a_partition_that_is_lost_is_neither_written_nor_committed_nor_kept(world: World) -> None:
+    world.publish(*some(0, 60))
+    group = Group(world)
+    group.moves = [("gained", [0, 1])]
+    made = run(worker(world, group))
+    mine = {u for u in made.graph.users.all_names() if partition_of(u.encode(), PARTITIONS) == 0}
+    assert mine
+    before, offsets = dict(world.users._values), dict(world.offsets)
+    group.moves = [("lost", [0])]
+    made.turn()
+    world.publish(*some(60, 60))
+    run(made)
+    changed = {user for (_, user), value in world.users._values.items() if before.get((_, user)) != value}
+    assert changed
+    assert not {user for user in changed if partition_of(user.encode(), PARTITIONS) == 0}
+    assert {tp for tp, at in world.offsets.items() if offsets.get(tp) != at and tp[1] == 0} == set()
+    assert not mine & set(made.graph.users.all_names())
+    group.moves = [("gained", [0])]
+    run(made)
+    assert mine <= set(made.graph.users.all_names())
+    assert made.completeness.whole == {users_scope(0), users_scope(1)}
+
+
+def test_a_withdrawn_product_and_a_forgotten_user_stay_gone_after_a_restart(world: World) -> None:
+    order = Purchase("o1", "forget-me", NOW, items=(Line("p1"), Line("p2")))
+    world.publish(Product("p1", NOW, brand="b"), Product("p2", NOW, brand="b"), order, *some(0, 10))
+    made = run(worker(world))
+    world.publish(Product("p1", NOW + 5, withdrawn=True), Profile("forget-me", NOW + 5, forgotten=True))
+    run(made)
+    made.stop()
+    assert "p1" not in made.sink.index.ids()  # type: ignore[attr-defined]
+    assert not any(b"forget-me" in file.read_bytes() for file in world.folder.iterdir())
+    again = run(worker(world))
+    assert "p1" not in again.sink.index.ids()  # type: ignore[attr-defined]
+    assert "p2" in again.sink.index.ids()  # type: ignore[attr-defined]
+    assert again.graph.users.get("forget-me") is None
+    assert world.users.get(BUNDLE.model_version, ["forget-me"]) == [None]
+    world.publish(order)
+    run(again)
+    assert world.users.get(BUNDLE.model_version, ["forget-me"]) == [None], "a late event brings nobody back"
+
+
