@@ -56,6 +56,7 @@ MUTANTS = (
         "the store takes any value, whatever its sequence number", "freshet/store/memory_store.py",
         "            if new > held:\n                self._values[model_version, user] = value",
         "            if True:\n                self._values[model_version, user] = value",
+        "tests/contract/test_embedding_store.py",
     ),
     Mutant(
         "the script in Redis takes any value, whatever its sequence number", "freshet/store/redis_store.py",

@@ -91,7 +91,7 @@ class Source:
                 left -= len(part)
                 found += part
             if not found:
-                world.now_s += 0.005
+                world.now_s += 0.02 if world.calm else 0.005
             return found
 
     def watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:

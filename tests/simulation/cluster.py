@@ -305,7 +305,7 @@ class Cluster:
         if self._settled_since is None:
             self._settled_since = self.world.now_s
         settings = self.shape.worker
-        wait_ms = max(settings.sentinel_interval_ms, settings.status_interval_ms, settings.commit_interval_ms)
+        wait_ms = max(settings.sentinel_interval_ms, settings.commit_interval_ms)
         return (self.world.now_s - self._settled_since) * 1e3 > 2.5 * wait_ms
 
     def _is_quiet(self, worker: Worker) -> bool:

@@ -19,7 +19,7 @@ from tests.simulation.world import Fault
 
 REGRESSIONS = Path(__file__).with_name("regressions.jsonl")
 """Schedules that once broke a promise, a line each."""
-SEEDS_A_TASK = 20
+SEEDS_A_TASK = 10
 
 
 class Schedule(msgspec.Struct, omit_defaults=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.updater import RippleSettings
@@ -38,6 +38,8 @@ class Shape:
             rewrite_turn_ms=rng.choice([0.1, 1.0, 15.0]), rewrite_chunk=rng.choice([1, 2, 5, 256]),
             flush_timeout_s=0.5, grace_s=rng.choice([0.01, 1.0]), follow=rng.random() < 0.3,
         )  # fmt: skip
+        if seed % 5 == 4:  # a worker that has been replaced learns it from the values it writes
+            settings = replace(settings, status_interval_ms=1_000.0, sentinel_interval_ms=1_000.0)
         snapshots = SnapshotSettings(
             "simulated", keep=rng.randint(1, 3), interval_s=rng.choice([0.02, 0.1, 0.5]),
             entries_per_part=rng.choice([2, 20, 1000]),
