@@ -308,6 +308,11 @@ class RedisClient:
             return FreshetError(f"{where} is no cluster: name it as redis://HOST:PORT/0")
         if isinstance(e, MasterNotFoundError):
             return StoreUnavailable(f"{where}: the sentinels know no primary that is up ({e}): wait, or see their log")
+        if "EOF occurred in violation of protocol" in str(e):  # it went away, or wants to see a certificate
+            return StoreUnavailable(
+                f"{where} ended the TLS connection ({e}): start it, or, where it asks clients for a certificate, name "
+                "one with FRESHET_REDIS_SSL_CERTIFICATE_FILE"
+            )
         if isinstance(e, _PASSING):
             return StoreUnavailable(
                 f"{where} does not take this ({e}): start it (`freshet redis` runs an embedded one), or name another "

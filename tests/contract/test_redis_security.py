@@ -118,7 +118,10 @@ def test_a_client_shows_its_certificate(tls_server: TlsServer, certificates: Cer
     for key in keys:
         with store_of(url, ssl_ca_file=ca, ssl_certificate_file=pem, **key) as store:
             assert store.current() is None
-    assert "FRESHET_REDIS_SSL_CERTIFICATE_FILE" in refusal(url, ssl_ca_file=ca)
+    # In TLS 1.3 a client may write before it reads that it was refused, and then only sees the end of the connection.
+    with store_of(url, ssl_ca_file=ca) as store:
+        with pytest.raises(FreshetError, match="FRESHET_REDIS_SSL_CERTIFICATE_FILE"):
+            store.current()
 
 
 @pytest.mark.integration
@@ -191,10 +194,9 @@ def test_the_documented_rules_are_enough_and_no_more(with_users: Callable[[str],
         worker.delete("v1", users[:3], Seq(1, 2))
         worker.upsert("v1", users[:1], [value(1, 3)])
         worker.set_current("v1")
-        worker.set_sentinel("v1", "1")
         worker.put_blob("v1:popular", Seq(1, 1), b"x")
         assert worker.next_fence("w", 5) > 5
-        assert (worker.sentinel("v1"), bool(worker.incarnation())) == ("1", True)
+        assert worker.incarnation()
         assert sorted(worker.user_ids("v1")) == sorted([users[0], *users[3:]])
         assert (reader.current(), reader.get_blob("v1:popular")) == ("v1", b"x")
         assert reader.get("v1", users[3:]) == [value(1, 1)] * 27
