@@ -32,7 +32,7 @@ demo: $(DEMO) ## set up, then run the whole path on real data (ARGS=--keep leave
 	$(BIN)/freshet demo $(ARGS)
 
 test: $(TEST) system ## set up, then run every test (PYTEST_ARGS=... chooses)
-	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+	tools/run-tests $(BIN)/python $(PYTEST_ARGS)
 
 check: $(TEST) ## the tests that need nothing but Python: before every commit
 	$(BIN)/python -m pytest -m 'not integration' tests/unit tests/property $(PYTEST_ARGS)

@@ -203,3 +203,9 @@ def test_serving_installs_without_torch() -> None:
 def test_test_brings_all_that_the_demo_brings() -> None:
     assert closure("test") > closure("demo")
     assert not closure("demo") & {"pytest", "hypothesis", "mypy", "ruff"}
+
+
+def test_every_folder_of_tests_is_run() -> None:
+    said = (ROOT / "tools" / "run-tests").read_text()
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {str(folder) for folder in folders if str(folder) not in said} == set()
