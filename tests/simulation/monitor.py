@@ -85,7 +85,7 @@ class Monitor:
 
     def _delete(self, process: Process, version: str, users: Sequence[str], stale: Any) -> None:
         for user, refused in zip(users, stale.tolist(), strict=True):
-            if user not in self.forgotten and not refused:
+            if user not in self.forgotten and not refused and not self.shared:
                 self.world.violate(f"{process.name} deleted {user!r}, whom nobody asked to forget")
 
     def _current(self, process: Process, version: str) -> None:
