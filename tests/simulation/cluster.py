@@ -127,7 +127,7 @@ class Cluster:
         while self.to_publish:
             self.publish()
         for _ in range(CALM_TURNS_MAX * (1 + 3 * self.shape.users_workers)):
-            if self.outcome.gap or self._is_settled():
+            if self.outcome.gap or self._is_settled() and self._turns_end_quietly():
                 return
             self._one_turn()
         alive = [(p.name, w.status() if (w := p.parts.get("worker")) else "no worker") for p in self._alive()]  # type: ignore[attr-defined]
@@ -150,8 +150,11 @@ class Cluster:
             make_gap(self, process)
             if not process.alive:
                 return
+        self._resume(process)
+
+    def _resume(self, process: Process) -> None:
         process.resume()
-        if world.violations:
+        if self.world.violations:
             raise Violation
         if not process.alive:
             self.ended(process)
@@ -246,7 +249,9 @@ class Cluster:
         process.parts["worker"] = worker
         while not process.stopping:
             self._note_served(process, worker)
+            process.in_turn = True
             worker.turn()
+            process.in_turn = False
             process.pause()
         worker.stop()
 
@@ -307,6 +312,13 @@ class Cluster:
         settings = self.shape.worker
         wait_ms = max(settings.sentinel_interval_ms, settings.commit_interval_ms)
         return (self.world.now_s - self._settled_since) * 1e3 > 2.5 * wait_ms
+
+    def _turns_end_quietly(self) -> bool:
+        """Whether all is quiet still when every worker has finished the turn in which it was interrupted."""
+        for process in self._alive():
+            while process.in_turn and process.alive:
+                self._resume(process)
+        return self._is_settled()
 
     def _is_quiet(self, worker: Worker) -> bool:
         read = all(at == self.broker.high(tp) for tp, at in worker.reading.positions.items())

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from freshet.store.snapshot import SnapshotCorrupt
 from freshet.store.snapshot_file import SnapshotReader
 from tests.simulation.world import Fault, Process
 
@@ -92,7 +93,10 @@ def _needed(cluster: Cluster) -> dict[tuple[str, int], int] | None:
     if cluster.shape.users_workers:
         return None
     safe = {n: d for n, d in cluster.disk.safe().items() if n.endswith(".snapshot")}
-    heads = [SnapshotReader(io.BytesIO(d), n).head for n, d in safe.items() if n not in cluster.disk.damaged]
+    try:
+        heads = [SnapshotReader(io.BytesIO(data), name).head for name, data in safe.items()]
+    except SnapshotCorrupt:
+        return None
     if {head.scope for head in heads} != set(cluster.monitor.scopes) or cluster.disk.damaged:
         return None
     needed: dict[tuple[str, int], int] = {}

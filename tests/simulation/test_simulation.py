@@ -18,8 +18,14 @@ def test_every_promise_holds_over_a_thousand_seeds() -> None:
     broken = [f"seed {r.seed}: {r.violation}" for r in reports if r.violation]
     assert not broken, "\n".join([*broken, "again: freshet-sim --seeds 1 --first-seed SEED"])
     struck = {what for r in reports for what in r.fired}
-    assert {"crash before", "crash after", "Redis goes back", "a second worker", "retention leaves a gap"} <= struck
-    assert any(r.gap for r in reports), "no gap was refused"
+    assert {"crash before", "crash after", "Redis goes back", "a second worker", "is taken for dead"} <= struck
+
+
+def test_a_gap_is_refused_and_never_jumped_over() -> None:
+    gaps = [("any", 60 + seed % 100, "retention leaves a gap", 0) for seed in range(120)]
+    reports = list(play_all([Schedule(7000 + i, faults=[gap]) for i, gap in enumerate(gaps)], JOBS, shrink_it=False))
+    assert not [(r.seed, r.violation) for r in reports if r.violation]
+    assert any(r.gap for r in reports)
 
 
 def test_what_once_broke_a_promise_does_not_again() -> None:

@@ -57,6 +57,8 @@ class Process:
     error: BaseException | None = None
     asleep_until: float = 0.0
     """Frozen by its surroundings until then: a virtual machine that was suspended, a long pause."""
+    in_turn: bool = False
+    """Whether it stands in the middle of a turn: what it has taken up and not written does not show."""
     parts: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
