@@ -147,6 +147,7 @@ MUTANTS = (
     Mutant(
         "a withdrawal in the changelog counts whoever sent it", "freshet/stream/follower.py",
         "                if seq >= held:", "                if True:",
+        "tests/unit/test_follower.py",
     ),
     Mutant(
         "old snapshots that cannot be deleted end the worker", "freshet/stream/snapshots.py",

@@ -127,7 +127,7 @@ class Cluster:
         while self.to_publish:
             self.publish()
         for _ in range(CALM_TURNS_MAX * (1 + 3 * self.shape.users_workers)):
-            if self.outcome.gap or self._is_settled() and self._turns_end_quietly():
+            if self.outcome.gap or (self._is_settled() and self._turns_end_quietly()):
                 return
             self._one_turn()
         alive = [(p.name, w.status() if (w := p.parts.get("worker")) else "no worker") for p in self._alive()]  # type: ignore[attr-defined]

@@ -44,6 +44,7 @@ def compare(cluster: Cluster) -> None:
         lost, wrong = expected.rejected - letters, letters - expected.rejected
         say(f"dead letters: {sorted(lost)} have none, {sorted(wrong)} should have none")
     _compare_serving(cluster)
+    cluster.monitor.check_disk()
     _look_for_forgotten(cluster, expected.users)
 
 

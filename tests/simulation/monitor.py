@@ -173,10 +173,10 @@ class Monitor:
             self.world.violate(f"{process.name} put {name} in place, and its offsets are not committed: {ahead}")
 
     def check_disk(self) -> None:
-        """After a crash: what stands under the name of a snapshot is one."""
+        """After a crash, and at the end: what stands under the name of a snapshot is one."""
         for name, data in self.disk.whole().items():
             if name.endswith(".snapshot") and name not in self.disk.damaged:
                 try:
                     SnapshotReader(io.BytesIO(data), name).verify()
                 except Exception as e:
-                    self.world.violate(f"after a crash {name} is not whole: {e}")
+                    self.world.violate(f"{name} is not whole: {e}")

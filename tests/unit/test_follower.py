@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from freshet.store.index import MemoryItemIndex
-from freshet.store.value import Seq, encode_value
+from freshet.store.value import SEQ_HEADER, Seq, encode_value
 from freshet.stream.follower import IndexFollower
 from freshet.stream.records import Record
 
@@ -13,7 +13,7 @@ from freshet.stream.records import Record
 class Scripted:
     """A consumer of a log that stands in a list; it gives two records a poll."""
 
-    def __init__(self, log: list[tuple[str, bytes | None]]) -> None:
+    def __init__(self, log: list[tuple[str, bytes | Seq | None]]) -> None:
         self.log = log
         self.at = 0
 
@@ -25,9 +25,15 @@ class Scripted:
 
     def poll(self, records_max: int, timeout_s: float) -> list[Record]:
         part = self.log[self.at : self.at + 2]
-        records = [Record("t", 0, self.at + i, 1, key.encode(), value) for i, (key, value) in enumerate(part)]
+        records = [self.record(self.at + i, key, value) for i, (key, value) in enumerate(part)]
         self.at += len(part)
         return records
+
+    def record(self, offset: int, key: str, value: bytes | Seq | None) -> Record:
+        """A Seq stands for an empty value that was written with it."""
+        if isinstance(value, Seq):
+            return Record("t", 0, offset, 1, key.encode(), None, ((SEQ_HEADER, value.text().encode()),))
+        return Record("t", 0, offset, 1, key.encode(), value)
 
     def close(self) -> None: ...
 
@@ -37,7 +43,7 @@ def value(x: float, step: int, model: str = "m", fence: int = 1) -> bytes:
     return encode_value(vector.tobytes(), 2, model, Seq(fence, step), -1, 0, None, [])
 
 
-def followed(log: list[tuple[str, bytes | None]]) -> dict[str, float]:
+def followed(log: list[tuple[str, bytes | Seq | None]]) -> dict[str, float]:
     index = MemoryItemIndex(2)
     follower = IndexFollower(Scripted(log), "t", 1, "m", index)  # type: ignore[arg-type]
     follower.catch_up()
@@ -57,6 +63,12 @@ def test_a_withdrawn_product_goes_and_an_older_record_does_not_bring_it_back() -
     log = [("a", value(1, 5)), ("b", value(2, 5)), ("a", None), ("a", value(9, 4))]
     assert followed(log) == {"b": 2.0}
     assert followed([*log, ("a", value(7, 6))]) == {"a": 7.0, "b": 2.0}
+
+
+def test_a_replaced_worker_takes_no_product_out_and_brings_none_back() -> None:
+    assert followed([("a", value(1, 5, fence=2)), ("a", Seq(1, 9))]) == {"a": 1.0}
+    assert followed([("a", Seq(2, 1)), ("a", value(1, 9, fence=1)), ("b", value(2, 1))]) == {"b": 2.0}
+    assert followed([("a", Seq(2, 1)), ("a", value(1, 2, fence=2))]) == {"a": 1.0}
 
 
 def test_another_version_is_passed_over() -> None:
