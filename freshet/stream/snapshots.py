@@ -182,7 +182,13 @@ class Snapshots:
         Empty where there is none. Damaged ones are named in the log and passed over for older ones, and so is the
         newest whole one where a topic was made anew, or the limits of lists are others, since.
         """
-        found = newest_valid(self.place, lambda of: of == scope, logger.warning)
+        try:
+            found = newest_valid(self.place, lambda of: of == scope, logger.warning)
+        except OSError as e:
+            raise FreshetError(
+                f"snapshots cannot be read from {self.settings.place}: {e}; mend the place, or name another with "
+                "--snapshots (without one, the topics are read from their start)"
+            ) from e
         if found is None:
             return {}
         name, reader = found

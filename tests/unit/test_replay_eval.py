@@ -29,6 +29,7 @@ from freshet.store.value import Seq
 from freshet.stream.decode import decode_events
 from freshet.stream.eventlog import EventLog, EventLogWriter
 from freshet.stream.events import Event, Kind, Line, Product, Purchase, View
+from freshet.stream.ownership import Ownership
 from freshet.stream.progress import Bars
 from freshet.stream.replay_asks import read_asks
 from freshet.stream.replay_eval import ReplayResult, ReplaySettings, plot, replay_eval
@@ -164,11 +165,11 @@ def recommendations(log: EventLog, bundle: Bundle, users: list[str], k: int) -> 
     """What a reader offers after all of the log, over the stores that a worker fills."""
     graph, store, index = GraphStore(), MemoryEmbeddingStore(), MemoryItemIndex(bundle.config.dim)
     version = bundle.model_version
-    sink = Sink(graph, store, index, None, "", version, bundle.config.dim, fence=1)
+    sink = Sink(graph, store, index, None, "", version, bundle.config.dim, Ownership.of_all(graph.users), fence=1)
     updater = Updater(graph, FrozenTowers(bundle, graph), sink, {kind.value: kind for kind in Kind})
     for columns in log.columns():
         updater.absorb(columns)
-    updater.go_live()
+    updater.write_all()
     serving = MemoryServingState()
     serving.set_current(version)
     serving.put_blob(f"{version}:ranker", Seq(1, 1), dump_weights(bundle.ranker))
