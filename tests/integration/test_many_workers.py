@@ -11,23 +11,27 @@ import pytest
 
 from freshet.stream import topics
 from freshet.stream.settings import Settings
+from tests.integration.apache_kafka import ApacheKafka
 from tests.integration.fleet import Fleet
 from tests.integration.load import USERS, some_events
 from tests.random_bundle import random_bundle
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def fleet(
-    broker: str, valkey: str, fresh_topics: Callable[[int], topics.TopicSettings],
+    apache_kafka: ApacheKafka, valkey: str, fresh_topics: Callable[[int], topics.TopicSettings],
     fresh_name: Callable[[str], str], tmp_path: Path,
 ) -> Iterator[Fleet]:  # fmt: skip
-    """No worker yet, on either broker; every relation is read, so that users depend on the worker of items."""
+    """No worker yet; every relation is read, so that users depend on the worker of items. Not on the embedded broker,
+    which is slow to notice a static member that is gone."""
     bundle = random_bundle(products=("p1", "p2"))
     bundle.save(tmp_path / "bundle")
     settings = Settings(topics=fresh_topics(4))
     settings = replace(
         settings,
-        kafka=replace(settings.kafka, bootstrap=broker, group_id=fresh_name("group"), session_timeout_ms=6_000),
+        kafka=replace(settings.kafka, bootstrap=apache_kafka.bootstrap, group_id=fresh_name("group"), session_timeout_ms=6_000),
         redis=replace(settings.redis, url=valkey),
         snapshot=replace(settings.snapshot, place=str(tmp_path / "snapshots"), interval_s=1.0),
     )
