@@ -31,7 +31,9 @@ def fleet(
     settings = Settings(topics=fresh_topics(4))
     settings = replace(
         settings,
-        kafka=replace(settings.kafka, bootstrap=apache_kafka.bootstrap, group_id=fresh_name("group"), session_timeout_ms=6_000),
+        kafka=replace(
+            settings.kafka, bootstrap=apache_kafka.bootstrap, group_id=fresh_name("group"), session_timeout_ms=6_000
+        ),
         redis=replace(settings.redis, url=valkey),
         snapshot=replace(settings.snapshot, place=str(tmp_path / "snapshots"), interval_s=1.0),
     )
