@@ -64,6 +64,10 @@ def written(place: SnapshotPlace, name: str, head: SnapshotHead) -> Generator[No
         writer.finish(head)
 
 
+class SnapshotsUnreadable(FreshetError, OSError):
+    """The place of snapshots does not answer, or a disk fails."""
+
+
 class Abandoned(Exception):
     """A snapshot was given up: its scope went to another worker, or the process ends."""
 
@@ -185,7 +189,7 @@ class Snapshots:
         try:
             found = newest_valid(self.place, lambda of: of == scope, logger.warning)
         except OSError as e:
-            raise FreshetError(
+            raise SnapshotsUnreadable(
                 f"snapshots cannot be read from {self.settings.place}: {e}; mend the place, or name another with "
                 "--snapshots (without one, the topics are read from their start)"
             ) from e
