@@ -51,20 +51,21 @@ class Measured:
         self.updater.absorb(decode_events(events(shop, history)))
         self.updater.write_all()
 
-    def run(self, count: int) -> float:
-        """Seconds for `count` further events, ripples included."""
+    def run(self, count: int) -> dict[str, float]:
+        """Seconds by stage, and in all, for `count` further events, ripples included."""
         made = events(self.shop, count, START_MS + self.sent, first=self.sent)
         records = [
             Record(KIND_OF[type(e)].value, 0, i, (e.timestamp or 0) + 1, encode_record_key(e), encode(e))
             for i, e in enumerate(made)
         ]
         self.sent += count
+        self.updater.totals.seconds.clear()
         start = time.perf_counter()
         for i in range(0, count, BATCH):
             self.updater.step(records[i : i + BATCH])
             self.updater.ripple(5.0)
         self.updater.drain()
-        return time.perf_counter() - start
+        return {"all": time.perf_counter() - start, **self.updater.totals.seconds}
 
 
 def main() -> None:
@@ -80,9 +81,18 @@ def main() -> None:
     small, large = Measured(small_shop, 10 * args.users), Measured(large_shop, 100 * args.users)
     small.run(2_000), large.run(2_000)
     pairs = [(small.run(args.events), large.run(args.events)) for _ in range(args.rounds)]
-    ratio = sorted(b / a for a, b in pairs)[len(pairs) // 2]
-    rows = [(f"round {i + 1}", args.events / a, args.events / b, b / a) for i, (a, b) in enumerate(pairs)]
+    ratio = sorted(b["all"] / a["all"] for a, b in pairs)[len(pairs) // 2]
+    rows = [
+        (f"round {i + 1}", args.events / a["all"], args.events / b["all"], b["all"] / a["all"])
+        for i, (a, b) in enumerate(pairs)
+    ]
     table(("", "events/s", "events/s, 10x", "cost ratio"), rows)
+    per_event = [
+        (stage, *(1e6 * min(pair[i].get(stage, 0.0) for pair in pairs) / args.events for i in (0, 1)))
+        for stage in pairs[0][1]
+    ]
+    print()
+    table(("stage", "us/event", "us/event, 10x", "more"), [(s, a, b, b - a) for s, a, b in per_event])
     result(
         {
             "users": [len(small.graph.users), len(large.graph.users)],

@@ -1,4 +1,4 @@
-"""The compiled inner loops of the store; this file and `pair_kernels.py` alone import numba.
+"""The compiled inner loops of the store: lists, threads, means. Numba stays in this folder's `*kernels.py`.
 
 Every kernel is a pure function of the arrays it is given and writes only to those its docstring names.
 A *row* is the neighbour list of one node and one relation: a ring of `cap` slots whose entries are
@@ -13,6 +13,12 @@ import math
 import numpy as np
 from numba import njit
 
+from freshet.store.prefetch import prefetch
+
+AHEAD = 8
+"""Entries of a batch by which the kernels ask for memory in advance; a row of states or the end of a list each."""
+LINE = 16
+"""Numbers of four bytes in a cache line."""
 CANCELLED = 1
 """Flag of an entry that was taken back: it keeps its slot and contributes nothing."""
 
@@ -66,9 +72,22 @@ def _move(a, b, nbr, time, key, value, flag, nxt, prv, first):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _wrapped(place, cap):  # type: ignore[no-untyped-def]
+def wrapped(place, cap):  # type: ignore[no-untyped-def]
     """A place below `2 * cap` of a ring of `cap`; a division would cost more than everything around it."""
     return place - cap if place >= cap else place
+
+
+@njit(cache=True, nogil=True, inline="always")
+def expect_end(r, head, length, cap, nbr, time, key, value, flag, nxt, prv):  # type: ignore[no-untyped-def]
+    """Ask in advance for the newest slot of a row, beside which its next entry most often goes."""
+    s = r * cap + wrapped(np.int64(head[r]) + max(0, np.int64(length[r]) - 1), cap)
+    prefetch(time, s, 0)
+    prefetch(key, s, 0)
+    prefetch(nbr, s, 0)
+    prefetch(value, s, 0)
+    prefetch(flag, s, 0)
+    prefetch(nxt, s, 0)
+    prefetch(prv, s, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -82,6 +101,12 @@ def merge_entries(  # type: ignore[no-untyped-def]
     changed their row.
     """
     for i in range(rows.shape[0]):
+        if i + 2 * AHEAD < rows.shape[0]:
+            prefetch(head, rows[i + 2 * AHEAD], 0)
+            prefetch(length, rows[i + 2 * AHEAD], 0)
+            prefetch(first, max(0, nbrs[i + 2 * AHEAD]), 0)
+        if i + AHEAD < rows.shape[0]:
+            expect_end(rows[i + AHEAD], head, length, cap, nbr, time, key, value, flag, nxt, prv)
         changed[i] = False
         r = rows[i]
         t = times[i]
@@ -92,7 +117,7 @@ def merge_entries(  # type: ignore[no-untyped-def]
         pos = n
         same = -1
         while pos > 0:
-            s = base + _wrapped(h + pos - 1, cap)
+            s = base + wrapped(h + pos - 1, cap)
             if time[s] < t or (time[s] == t and key[s] < k):
                 break
             if time[s] == t and key[s] == k:
@@ -116,16 +141,16 @@ def merge_entries(  # type: ignore[no-untyped-def]
             if pos == 0:
                 continue
             _unlink(base + h, nbr, nxt, prv, first)
-            h = _wrapped(h + 1, cap)
+            h = wrapped(h + 1, cap)
             head[r] = h
             pos -= 1
             n -= 1
         else:
             length[r] = n + 1
         for j in range(n, pos, -1):
-            a = base + _wrapped(h + j - 1, cap)
-            _move(a, base + _wrapped(h + j, cap), nbr, time, key, value, flag, nxt, prv, first)
-        s = base + _wrapped(h + pos, cap)
+            a = base + wrapped(h + j - 1, cap)
+            _move(a, base + wrapped(h + j, cap), nbr, time, key, value, flag, nxt, prv, first)
+        s = base + wrapped(h + pos, cap)
         nbr[s] = nbrs[i]
         time[s] = t
         key[s] = k
@@ -145,7 +170,7 @@ def copy_entries(  # type: ignore[no-untyped-def]
         base = np.int64(r) * cap
         h = np.int64(head[r])
         for j in range(length[r]):
-            s = base + _wrapped(h + j, cap)
+            s = base + wrapped(h + j, cap)
             out_row[n] = r
             out_nbr[n] = nbr[s]
             out_time[n] = time[s]
@@ -231,6 +256,20 @@ def mark(nodes, dirty, queue, tail):  # type: ignore[no-untyped-def]
     return tail
 
 
+@njit(cache=True, nogil=True, inline="always")
+def expect(base, head, length, cap, k, nbr, time, flag):  # type: ignore[no-untyped-def]
+    """Ask in advance for the `k` newest entries of a row."""
+    j = np.int64(length) - 1
+    last = max(np.int64(0), np.int64(length) - k)
+    while j >= last:
+        s = base + wrapped(np.int64(head) + j, cap)
+        prefetch(nbr, s, 0)
+        prefetch(time, s, 0)
+        prefetch(time, s - LINE // 2, 0)
+        prefetch(flag, s, 0)
+        j -= LINE
+
+
 @njit(cache=True, nogil=True)
 def gather_recent(  # type: ignore[no-untyped-def]
     bases, heads, lengths, cap, nbr, time, value, flag, half_life_ms, value_weight, distinct, out_nbr, out_weight
@@ -247,9 +286,11 @@ def gather_recent(  # type: ignore[no-untyped-def]
         count = 0
         newest = np.int64(0)
         total = 0.0
+        if i + 1 < bases.shape[0]:
+            expect(bases[i + 1], heads[i + 1], lengths[i + 1], cap, k, nbr, time, flag)
         j = np.int64(lengths[i]) - 1
         while j >= 0 and count < k:
-            s = bases[i] + (np.int64(heads[i]) + j) % cap
+            s = bases[i] + wrapped(np.int64(heads[i]) + j, cap)
             j -= 1
             if flag[s] != 0:
                 continue
@@ -333,11 +374,16 @@ def weighted_sum(table, nbr, weight, out, column):  # type: ignore[no-untyped-de
     `table` [rows, dim], `nbr` [n, k] int32, `weight` [n, k] float32; writes part of `out` [n, *] float32.
     """
     dim = table.shape[1]
+    k = nbr.shape[1]
     for i in range(nbr.shape[0]):
         for d in range(dim):
             out[i, column + d] = 0.0
-        for c in range(nbr.shape[1]):
+        for c in range(k):
             node = nbr[i, c]
+            row, place = (i, c + AHEAD) if c + AHEAD < k else (i + 1, c + AHEAD - k)
+            if row < nbr.shape[0] and place < k and nbr[row, place] >= 0:
+                for d in range(0, dim, LINE):
+                    prefetch(table, nbr[row, place], d)
             if node >= 0:
                 w = weight[i, c]
                 for d in range(dim):

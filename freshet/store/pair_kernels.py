@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
-from freshet.store.kernels import CANCELLED, mix
+from freshet.store.kernels import CANCELLED, LINE, expect, mix, wrapped
+from freshet.store.prefetch import prefetch
 
 
 @njit(cache=True, nogil=True)
@@ -51,6 +52,11 @@ def top_frequent(  # type: ignore[no-untyped-def]
     counts = np.empty(max_distinct, dtype=np.float32)
     places = np.empty(max_distinct, dtype=np.int32)
     for i in range(bases.shape[0]):
+        if i + 1 < bases.shape[0]:
+            expect(bases[i + 1], heads[i + 1], lengths[i + 1], cap, cap, nbr, time, flag)
+            for j in range(frozen_start[i + 1], frozen_end[i + 1], LINE):
+                prefetch(frozen_nbr, j, 0)
+                prefetch(frozen_count, j, 0)
         m = 0
         live = np.int64(lengths[i])
         for j in range(frozen_end[i] - frozen_start[i] + live):
@@ -59,7 +65,7 @@ def top_frequent(  # type: ignore[no-untyped-def]
                 add = frozen_count[frozen_start[i] + j]
             else:
                 e = j - (frozen_end[i] - frozen_start[i])
-                s = bases[i] + (np.int64(heads[i]) + e) % cap
+                s = bases[i] + wrapped(np.int64(heads[i]) + e, cap)
                 if flag[s] != 0 or time[s] <= cut_ms[i]:
                     continue
                 node = nbr[s]

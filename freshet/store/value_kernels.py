@@ -8,6 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from freshet.store.kernels import expect, wrapped
+from freshet.store.prefetch import prefetch
+
 DAYS_30_MS = 30.0 * 86_400_000.0
 
 
@@ -39,9 +42,11 @@ def gather_bought(  # type: ignore[no-untyped-def]
     for i in range(base.shape[0]):
         found = 0
         place[:] = -1
+        if i + 1 < base.shape[0]:
+            expect(base[i + 1], head[i + 1], length[i + 1], cap, cap, nbr, time, flag)
         j = np.int64(length[i]) - 1
         while j >= 0:
-            s = base[i] + (np.int64(head[i]) + j) % cap
+            s = base[i] + wrapped(np.int64(head[i]) + j, cap)
             j -= 1
             if flag[s] != 0 or nbr[s] < 0:
                 continue
@@ -97,12 +102,15 @@ def gather_latest(  # type: ignore[no-untyped-def]
     """
     k = out_nbr.shape[1]
     for i in range(a_base.shape[0]):
+        if i + 1 < a_base.shape[0]:
+            expect(a_base[i + 1], a_head[i + 1], a_length[i + 1], a_cap, k, a_nbr, a_time, a_flag)
+            expect(b_base[i + 1], b_head[i + 1], b_length[i + 1], b_cap, k, b_nbr, b_time, b_flag)
         x = np.int64(a_length[i]) - 1
         y = np.int64(b_length[i]) - 1
         count = 0
         while count < k and (x >= 0 or y >= 0):
-            s = a_base[i] + (np.int64(a_head[i]) + x) % a_cap
-            t = b_base[i] + (np.int64(b_head[i]) + y) % b_cap
+            s = a_base[i] + wrapped(np.int64(a_head[i]) + x, a_cap)
+            t = b_base[i] + wrapped(np.int64(b_head[i]) + y, b_cap)
             if y < 0 or (x >= 0 and a_time[s] >= b_time[t]):
                 x -= 1
                 if a_flag[s] == 0:
@@ -127,6 +135,9 @@ def packed_ends(product, start, fixed, out):  # type: ignore[no-untyped-def]
     and `fixed` [rows, k] bytes. `start` [names + 1] int64. Writes `out` [n] int64."""
     total = np.int64(0)
     for i in range(product.shape[0]):
+        if i + 1 < product.shape[0]:
+            for c in range(product.shape[1]):
+                prefetch(start, max(0, product[i + 1, c]), 0)
         total += 3
         for c in range(product.shape[1]):
             p = product[i, c]
@@ -143,12 +154,21 @@ def _put(out, at, value, size):  # type: ignore[no-untyped-def]
     return at + size
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _expect_names(product, i, start, names):  # type: ignore[no-untyped-def]
+    """Ask in advance for the names of row `i`, where there is one."""
+    if i < product.shape[0]:
+        for c in range(product.shape[1]):
+            prefetch(names, start[max(0, product[i, c])], 0)
+
+
 @njit(cache=True, nogil=True)
 def pack_recent(product, kind, time, start, names, kind_start, kind_names, ends, out):  # type: ignore[no-untyped-def]
     """MessagePack lists of `[product, kind, time]`. `names` (from `start`) and `kind_names` (from `kind_start`) are
     packed texts; `ends` are of `packed_ends`. Writes `out` [ends[-1]] uint8."""
     at = np.int64(0)
     for i in range(product.shape[0]):
+        _expect_names(product, i + 1, start, names)
         head = at
         at += 3
         n = 0
@@ -177,6 +197,7 @@ def pack_bought(product, count, time, decayed, start, names, ends, out):  # type
     `pack_recent`. Writes `out` [ends[-1]] uint8."""
     at = np.int64(0)
     for i in range(product.shape[0]):
+        _expect_names(product, i + 1, start, names)
         head = at
         at += 3
         n = 0

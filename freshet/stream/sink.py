@@ -132,14 +132,16 @@ class Sink:
         last.update(zip(columns.sessions.user, decoded.session_record.tolist(), strict=True))
         last.update(zip(columns.profiles.user, decoded.profile_record.tolist(), strict=True))
         known = [(u, r) for name, r in last.items() if (u := self.graph.users.get(name)) is not None]
+        if not known:
+            return
         self._reserve()
-        for user, place in known:
-            record = records[place]
-            if record.topic not in self._topics:
-                self._topics.append(record.topic)
-            self._src_topic[user] = self._topics.index(record.topic)
-            self._src_partition[user] = record.partition
-            self._src_offset[user] = record.offset
+        users, named = np.array([u for u, _ in known]), [records[place] for _, place in known]
+        for topic in {r.topic for r in named}.difference(self._topics):
+            self._topics.append(topic)
+        number = {topic: i for i, topic in enumerate(self._topics)}
+        self._src_topic[users] = [number[r.topic] for r in named]
+        self._src_partition[users] = [r.partition for r in named]
+        self._src_offset[users] = [r.offset for r in named]
 
     def write_users(self, users: I32, vectors: F32) -> None:
         """Write the embeddings [n, dim] of users [n], all of them owned; returns when they can be read."""
@@ -257,20 +259,16 @@ class Sink:
         fences = self.ownership.fences
         seqs = [Seq(fences[partition], step) for partition in self.ownership.of(users).tolist()]
         rows = np.ascontiguousarray(vectors, dtype="<f4")
-        event_ts = seen.event_time.tolist()
+        rest = zip(seen.event_time.tolist(), self._sources(users), recents, boughts, strict=True)
         return [  # each value is a MessagePack map of its own
-            encode_packed(
-                rows[i].tobytes(), self.dim, self.model_version, seqs[i], event_ts[i], now, self._src(user),
-                recents[i], boughts[i],
-            )
-            for i, user in enumerate(users.tolist())
-        ]  # fmt: skip
+            encode_packed(rows[i].tobytes(), self.dim, self.model_version, seqs[i], event_ts, now, src, latest, counts)
+            for i, (event_ts, src, latest, counts) in enumerate(rest)
+        ]
 
-    def _src(self, user: int) -> tuple[str, int, int] | None:
-        topic = self._src_topic[user]
-        if topic < 0:
-            return None
-        return self._topics[topic], int(self._src_partition[user]), int(self._src_offset[user])
+    def _sources(self, users: I32) -> list[tuple[str, int, int] | None]:
+        """Where the record stands that named each user last."""
+        topic, partition, offset = (a[users].tolist() for a in (self._src_topic, self._src_partition, self._src_offset))
+        return [None if t < 0 else (self._topics[t], p, o) for t, p, o in zip(topic, partition, offset, strict=True)]
 
     def _reserve(self) -> None:
         users = len(self.graph.users)

@@ -28,7 +28,12 @@ HOME_OF_VENDOR = {
     "confluent_kafka": {"freshet/stream/kafka.py", "freshet/stream/kafka_group.py"},
     "redis": {"freshet/store/redis_client.py"},
     "faiss": {"freshet/store/faiss_search.py"},
-    "numba": {"freshet/store/kernels.py", "freshet/store/pair_kernels.py", "freshet/store/value_kernels.py"},
+    "numba": {
+        "freshet/store/kernels.py",
+        "freshet/store/pair_kernels.py",
+        "freshet/store/prefetch.py",
+        "freshet/store/value_kernels.py",
+    },
     "polars": {"freshet/stream/convert/frames.py"},
     "lark": {"freshet/stream/query/parse.py"},
     "fsspec": {"freshet/store/snapshot_places.py"},
