@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--products", type=int, default=10_000)
     parser.add_argument("--events", type=int, default=30_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     small_shop = Shop(users=args.users, products=args.products)
     large_shop = replace(small_shop, users=10 * args.users, products=10 * args.products)
