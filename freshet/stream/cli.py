@@ -393,7 +393,7 @@ def demo(
     cache: Annotated[Path, typer.Option(help="Where the event log and the bundle are kept between runs.")] = Path(
         ".cache/demo"
     ),
-    budget_s: Annotated[float, typer.Option(help="Seconds of training.")] = 60.0,
+    budget_s: Annotated[float, typer.Option(help="Seconds of training.")] = 45.0,
 ) -> None:
     """The whole path on real data: convert, train, stream, three moments, verify."""
     from freshet.stream.demo import run_demo

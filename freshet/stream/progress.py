@@ -34,15 +34,16 @@ class Bars:
         self._bars.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Move the bar called `what`."""
+        """Move the bar called `what`; what follows a comma is shown, and may change, but is not its name."""
+        name = what.partition(",")[0]
         if self._console.is_terminal:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=done, total=total)
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[name], description=what, completed=done, total=total)
             return
         now = self._monotonic()
-        if now - self._said.setdefault(what, now) >= PLAIN_INTERVAL_S:
-            self._said[what] = now
+        if now - self._said.setdefault(name, now) >= PLAIN_INTERVAL_S:
+            self._said[name] = now
             self._console.print(f"{what}: {done} of {total}", highlight=False)
 
     @staticmethod

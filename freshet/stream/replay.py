@@ -56,7 +56,7 @@ def replay(
     topic_of: Mapping[Kind, str],
     pace: Pace,
     should_stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[Replayed], None] = lambda done: None,
     flush_timeout_s: float = 30.0,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -76,18 +76,18 @@ def replay(
             _wait(start + due, monotonic, sleep, should_stop)
             if should_stop():
                 break
-        if done.events % PROGRESS_RECORDS == 0:
-            progress(done.events)
         sender.send(Outgoing(topic_of[kind], key.encode(), value))
         done.events += 1
         done.last_ms = timestamp_ms
+        if done.events % PROGRESS_RECORDS == 0:
+            progress(done)
     left = sender.flush(flush_timeout_s)
     if left:
         raise FreshetError(
             f"{left} of {done.events} events were not acknowledged in {flush_timeout_s:g} s; replay again"
         )
     done.seconds = monotonic() - start
-    progress(done.events)
+    progress(done)
     return done
 
 

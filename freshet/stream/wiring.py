@@ -278,13 +278,19 @@ def run_replay(
     topics.verify_topics(TopicAdmin(settings.kafka), settings.topics)
     topic_of = {kind: topic for topic, kind in topics.kinds(settings.topics).items()}
     producer = RecordProducer(settings.kafka)
-    total = sum(source.counts.values())
+    first_ms, last_ms = source.time_range or (0, 0)
+    from_ms, to_ms = max(first_ms, since_ms or first_ms), min(last_ms, until_ms or last_ms)
+
+    def show(done: Replayed) -> None:
+        """How far it is in the log's time: how many events lie in a part of it is not known before they are read."""
+        if done.last_ms is not None:
+            bars.share(f"replay, {done.events} events", (done.last_ms - from_ms) / max(1, to_ms - from_ms))
+
     producer.connect(settings.kafka.request_timeout_ms / 1e3)
     time.sleep(SETTLE_S)
     try:
         return publish(
-            source.raw(since_ms=since_ms, until_ms=until_ms), producer, topic_of, pace, should_stop,
-            lambda done: bars.update("replay", done, total),
+            source.raw(since_ms=since_ms, until_ms=until_ms), producer, topic_of, pace, should_stop, show,
         )  # fmt: skip
     finally:
         producer.close()
