@@ -39,8 +39,20 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "reads on from the committed offset, not from the snapshot's", "freshet/stream/reading.py",
-        "return {tp: known.get(tp, marks[tp][0]) for tp in tps}",
-        "return {tp: max(known.get(tp, marks[tp][0]), self.committed.get(tp, 0)) for tp in tps}",
+        "return {tp: marks[tp][0] if known is None else known.get(tp, 0) for tp in tps}",
+        "return {tp: max(marks[tp][0] if known is None else known.get(tp, 0), self.committed.get(tp, 0)) for tp in tps}",
+    ),
+    Mutant(
+        "begins where the broker does when every snapshot is damaged", "freshet/stream/snapshots.py",
+        "return {} if known else None",
+        "return None",
+        "tests/unit/test_worker_recovery.py",
+    ),
+    Mutant(
+        "names a snapshot by the clock alone", "freshet/stream/snapshots.py",
+        "created_ms=max([head.created_ms, *(name.created_ms + 1 for name in others)])",
+        "created_ms=head.created_ms",
+        "tests/unit/test_worker_recovery.py",
     ),
     Mutant(
         "commits before it writes", "freshet/stream/worker.py",

@@ -51,7 +51,7 @@ def backfill(
     scopes: dict[str, dict[TopicPartition, int]] = {}
     before = snapshots()
     for scope, tps in tps_of.items():
-        known = before.load(scope)
+        known = before.load(scope) or {}
         scopes[scope] = {tp: max(known.get(tp, 0), lows[tp]) for tp in tps}
     done, total = 0, sum(source.counts.values())
     for columns in source.columns(until_ms=until_ms):

@@ -38,8 +38,9 @@ class Source(Protocol):
 class Snapshotted(Protocol):
     """State that was kept; `snapshots.Snapshots` is one."""
 
-    def load(self, scope: str) -> dict[TopicPartition, int]:
-        """Merge the newest usable snapshot of a scope into the state; the offsets it is complete up to, or none."""
+    def load(self, scope: str) -> dict[TopicPartition, int] | None:
+        """Merge the newest usable snapshot of a scope into the state; the offsets it is complete up to. None where
+        there never was one, empty where none can be used."""
         ...
 
 
@@ -143,9 +144,13 @@ class Reading:
     def _loaded_to(
         self, scope: str, tps: Sequence[TopicPartition], marks: Mapping[TopicPartition, tuple[int, int]]
     ) -> dict[TopicPartition, int]:
-        """What a scope's newest snapshot is complete up to; without one, the oldest that the broker has."""
-        known = self.snapshots.load(scope) if self.snapshots is not None and scope != STATES else {}
-        return {tp: known.get(tp, marks[tp][0]) for tp in tps}
+        """What a scope's newest snapshot is complete up to; the oldest that the broker has where there never was one.
+
+        Where there are some and none can be used, state is missing that the broker may not have any more: it has to
+        have everything from the first record on.
+        """
+        known = self.snapshots.load(scope) if self.snapshots is not None and scope != STATES else None
+        return {tp: marks[tp][0] if known is None else known.get(tp, 0) for tp in tps}
 
     def _followed_from(
         self, tps: Sequence[TopicPartition], marks: Mapping[TopicPartition, tuple[int, int]]

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from freshet.store.graph import GraphStore, Touched
 from freshet.store.merge import LimitsDiffer
 from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
-from freshet.store.snapshot_places import SnapshotPlace, newest_valid, retain, snapshot_name
+from freshet.store.snapshot_places import SnapshotPlace, newest_valid, parse_name, retain, snapshot_name
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.membership import TopicPartition
 from freshet.stream.ownership import Ownership
@@ -53,9 +53,15 @@ class Writing(Protocol):
         ...
 
 
-def written(place: SnapshotPlace, name: str, head: SnapshotHead) -> Generator[None, Step, None]:
-    """Writes what it is sent; returns after END, when the snapshot is in place."""
-    with place.write(name) as file:
+def written(place: SnapshotPlace, head: SnapshotHead, token: str) -> Generator[None, Step, None]:
+    """Writes what it is sent; returns after END, when the snapshot is in place.
+
+    Named by the time in `head`, or later, so that it is newer than every other of its scope: they may be by a worker
+    whose clock is ahead, and the newest is read first and kept longest.
+    """
+    others = [name for name in map(parse_name, place.names()) if name is not None and name.scope == head.scope]
+    head = replace(head, created_ms=max([head.created_ms, *(name.created_ms + 1 for name in others)]))
+    with place.write(snapshot_name(head, token)) as file:
         writer = SnapshotWriter(file)
         while (step := (yield)) != END:
             if isinstance(step, str):
@@ -137,7 +143,6 @@ class InBackground:
 @dataclass
 class _Running:
     head: SnapshotHead
-    name: str
     parts: Iterator[Part]
     writing: Writing
     copied: bool = False
@@ -180,21 +185,23 @@ class Snapshots:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def load(self, scope: str) -> dict[TopicPartition, int]:
+    def load(self, scope: str) -> dict[TopicPartition, int] | None:
         """Merge the newest usable snapshot of a scope into the graph; the offsets it is complete up to.
 
-        Empty where there is none. Damaged ones are named in the log and passed over for older ones, and so is the
-        newest whole one where a topic was made anew, or the limits of lists are others, since.
+        None where there never was one, empty where none of those there can be used. Damaged ones are named in the log
+        and passed over for older ones, and so is the newest whole one where a topic was made anew, or the limits of
+        lists are others, since.
         """
         try:
             found = newest_valid(self.place, lambda of: of == scope, logger.warning)
+            known = found is not None or any(n.scope == scope for n in map(parse_name, self.place.names()) if n)
         except OSError as e:
             raise SnapshotsUnreadable(
                 f"snapshots cannot be read from {self.settings.place}: {e}; mend the place, or name another with "
                 "--snapshots (without one, the topics are read from their start)"
             ) from e
         if found is None:
-            return {}
+            return {} if known else None
         name, reader = found
         with reader:
             wrong = self._misfit(reader.head)
@@ -274,7 +281,6 @@ class Snapshots:
         head = SnapshotHead(
             scope, positions, int(self._wall() * 1e3), self.graph.limits, self.model_version, topics
         )  # fmt: skip
-        name = snapshot_name(head, self._token())
         users: Callable[[I32], Bool] | None = None
         if scope != ITEMS:
             partition = int(scope.removeprefix("users-"))
@@ -286,7 +292,7 @@ class Snapshots:
         copied = parts(
             self.graph, users, all_of if scope == ITEMS else None, self.settings.entries_per_part
         )  # fmt: skip
-        self._running = _Running(head, name, copied, self._begin(written(self.place, name, head)))
+        self._running = _Running(head, copied, self._begin(written(self.place, head, self._token())))
 
     def _copy(self, running: _Running) -> None:
         if running.writing.busy():
@@ -302,7 +308,7 @@ class Snapshots:
     def _finish(self, running: _Running, result: BaseException | bool) -> None:
         self._running = None
         if result is not True:
-            self.error = f"snapshot {running.name} could not be written: {result}"
+            self.error = f"a snapshot of {running.head.scope} could not be written: {result}"
             logger.warning("%s; the stream goes on, and the next try is in %g s", self.error, self.settings.interval_s)
             return
         self.taken += 1
@@ -311,7 +317,7 @@ class Snapshots:
         try:
             retain(self.place, running.head.scope, self.settings.keep)
         except OSError as e:
-            self.error = f"snapshots of {running.head.scope} older than {running.name} could not be deleted: {e}"
+            self.error = f"older snapshots of {running.head.scope} could not be deleted: {e}"
             logger.warning("%s; the next try is after the next snapshot", self.error)
 
 

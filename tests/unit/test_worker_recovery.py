@@ -239,6 +239,34 @@ def test_a_gap_behind_the_snapshots_is_refused(world: World) -> None:
         run(worker(world))
 
 
+def test_damaged_snapshots_alone_are_no_reason_to_begin_where_the_broker_does(world: World) -> None:
+    world.publish(*some(0, 40))
+    run(worker(world)).stop()
+    for path in world.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    assert canonical(run(worker(world)).graph) == canonical(run(fresh(world)).graph)  # the topics have everything
+    for path in world.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    world.low = {tp: 1 for tp, rows in world.log.items() if rows}
+    with pytest.raises(OffsetGap, match=r"offset 0 was asked for, but the broker has 1 .*freshet backfill LOG"):
+        run(worker(world))
+    for path in world.folder.iterdir():
+        path.unlink()
+    assert run(worker(world)).state == "live"  # there never was one: this is where the shop begins
+
+
+def test_the_newest_snapshot_is_the_last_one_whatever_the_clocks_say(world: World) -> None:
+    day_s = 86_400.0
+    world.publish(*some(0, 40))
+    run(worker(world, wall=lambda: NOW / 1e3 + day_s)).stop()
+    for i in range(4):  # as many as are kept, and one more
+        world.publish(*some(40 + 10 * i, 10))
+        run(worker(world, wall=lambda: NOW / 1e3)).stop()
+    last = run(worker(world))
+    assert not read_of(last)
+    assert canonical(last.graph) == canonical(run(fresh(world)).graph)
+
+
 def test_a_worker_that_shares_goes_on_without_the_partition_that_has_a_gap(world: World) -> None:
     world.publish(*some(0, 40))
     run(worker(world)).stop()
