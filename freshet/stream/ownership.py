@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from freshet.store import kernels
 from freshet.store.columns import I32, Bool
 from freshet.store.ids import IdMap
 from freshet.store.lists import grown
+from freshet.stream.placement import partitions_of
 from freshet.stream.topics import partition_of
 
 UNKNOWN = -1
@@ -68,11 +68,8 @@ class Ownership:
         new = np.arange(self._placed, len(self._users), dtype=np.int32)
         self._partition = grown(self._partition, len(self._users), UNKNOWN)
         names = self._users.names(new)
-        raw = [b"" if name is None else name.encode() for name in names]
-        starts = np.zeros(len(raw) + 1, dtype=np.int64)
-        np.cumsum([len(r) for r in raw], out=starts[1:])
-        data = np.frombuffer(b"".join(raw), dtype=np.uint8)
-        kernels.place_keys(data, starts, self.partitions, self._partition[self._placed :])
+        keys = [b"" if name is None else name.encode() for name in names]
+        self._partition[new] = partitions_of(keys, self.partitions)
         nameless = new[np.array([name is None for name in names], dtype=np.bool_)]
         self._partition[nameless] = UNKNOWN
         self._placed = len(self._users)

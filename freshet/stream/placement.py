@@ -1,42 +1,54 @@
 """Is a record on the partition that Kafka's murmur2 gives its key?
 
 A producer with another partitioner (librdkafka's default, say) spreads one user over two partitions; with
-many workers each would then hold half of the user. A key is hashed once and remembered, so that the check
-costs a dictionary look-up a record.
+many workers each would then hold half of the user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from freshet.store import kernels
+from freshet.store.columns import I32
 from freshet.stream.records import Record
 from freshet.stream.rejection import Reason, Rejection, reject
-from freshet.stream.topics import partition_of
+
+
+def partitions_of(keys: Sequence[bytes], partitions: int) -> I32:
+    """The partition of each key in a topic of `partitions`, [n] int32: `topics.partition_of` of many."""
+    out = np.empty(len(keys), dtype=np.int32)
+    starts = np.zeros(len(keys) + 1, dtype=np.int64)
+    np.cumsum([len(key) for key in keys], out=starts[1:])
+    kernels.place_keys(np.frombuffer(b"".join(keys), dtype=np.uint8), starts, partitions, out)
+    return out
 
 
 class Placement:
-    """Checks records of topics with known numbers of partitions (topic -> number)."""
+    """Checks records of topics with known numbers of partitions (topic -> number).
+
+    Nothing is kept of any key: not of a forgotten user's, nor of however many there are.
+    """
 
     def __init__(self, partitions: Mapping[str, int]) -> None:
-        self._home: dict[str, dict[bytes, int]] = {}
         self._partitions = dict(partitions)
-        shared: dict[int, dict[bytes, int]] = {}
-        for topic, count in partitions.items():
-            self._home[topic] = shared.setdefault(count, {})
 
     def misplaced(self, records: Sequence[Record]) -> dict[int, Rejection]:
         """The places of the records that are on a wrong partition, with the reason. Records without a key are
         left to the decoder."""
         found = {}
-        for place, record in enumerate(records):
-            if record.key is None:
-                continue
-            home = self._home[record.topic]
-            expected = home.get(record.key)
-            if expected is None:
-                expected = home[record.key] = partition_of(record.key, self._partitions[record.topic])
-            if expected != record.partition:
-                found[place] = self._reason(record, expected)
+        for count in {self._partitions[topic] for topic in {record.topic for record in records}}:
+            keyed = [
+                (place, record.key, record.partition)
+                for place, record in enumerate(records)
+                if record.key is not None and self._partitions[record.topic] == count
+            ]
+            if keyed:
+                places, keys, actual = zip(*keyed, strict=True)
+                expected = partitions_of(keys, count)
+                for i in np.flatnonzero(expected != np.array(actual)).tolist():
+                    found[places[i]] = self._reason(records[places[i]], int(expected[i]))
         return found
 
     def _reason(self, record: Record, expected: int) -> Rejection:

@@ -1,4 +1,6 @@
-from freshet.stream.placement import Placement
+import os
+
+from freshet.stream.placement import Placement, partitions_of
 from freshet.stream.records import Record
 from freshet.stream.rejection import Reason
 from freshet.stream.topics import partition_of
@@ -19,3 +21,11 @@ def test_topics_of_different_sizes_are_judged_by_their_own() -> None:
     placement = Placement({"t": 4, "other": 3})
     records = [Record(t, partition_of(b"u7", n), 0, 1, b"u7", None) for t, n in (("t", 4), ("other", 3))]
     assert placement.misplaced(records) == {}
+
+
+def test_many_keys_are_placed_as_one_is() -> None:
+    keys = [os.urandom(n % 9) for n in range(200)] + ["zo\u00eb".encode(), b"u1", b"x" * 256]
+    for partitions in (1, 3, 12):
+        assert partitions_of(keys, partitions).tolist() == [partition_of(key, partitions) for key in keys]
+    assert partitions_of([b""], 5).tolist() == [partition_of(b"", 5)]
+    assert partitions_of([], 5).tolist() == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from freshet.store.snapshot_places import FolderPlace
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
-from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
+from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
 from freshet.stream.kafka_errors import OffsetGap
 from freshet.stream.membership import Alone, Listener, TopicPartition
 from freshet.stream.ownership import Ownership
@@ -36,7 +38,13 @@ NOW = 1_700_000_000_000
 PARTITIONS = 2
 NAMES = TopicSettings(view="view", purchase="purchase", session="session", products="product", profiles="profile")
 COUNTS = dict.fromkeys(NAMES.inputs, PARTITIONS)
-TOPIC_OF = {View: NAMES.view, Purchase: NAMES.purchase, Product: NAMES.products, Profile: NAMES.profiles}
+TOPIC_OF = {
+    View: NAMES.view,
+    Purchase: NAMES.purchase,
+    Session: NAMES.session,
+    Product: NAMES.products,
+    Profile: NAMES.profiles,
+}
 BUNDLE = random_bundle(products=("p1", "p2"))
 
 
@@ -176,7 +184,6 @@ def test_a_worker_begins_where_the_snapshots_end_and_has_the_same_state(world: W
     second = run(worker(world))
     assert second.state == "live"
     assert len(read_of(second)) == 10
-
 
     assert canonical(second.graph) == canonical(run(fresh(world)).graph)
 
@@ -330,3 +337,45 @@ def test_a_withdrawn_product_and_a_forgotten_user_stay_gone_after_a_restart(worl
     assert world.users.get(BUNDLE.model_version, ["forget-me"]) == [None], "a late event brings nobody back"
 
 
+def traces(text: bytes, *roots: object, outside: Sequence[object] = ()) -> list[str]:
+    """Every object that can be reached from `roots`, but not through `outside`, and holds `text`."""
+    found, seen, waiting = [], {id(o) for o in outside}, list(roots)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, (ModuleType, type)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, str):
+            held = thing.encode(errors="surrogatepass")
+        elif isinstance(thing, (bytes, bytearray, memoryview, np.ndarray)):
+            held = bytes(thing) if not isinstance(thing, np.ndarray) else thing.tobytes()
+        else:
+            held = b""
+        if text in held:
+            found.append(f"{type(thing).__name__} {held[:80]!r}")
+        if isinstance(thing, FunctionType):
+            waiting += [c.cell_contents for c in thing.__closure__ or ()] + list(thing.__defaults__ or ())
+        elif isinstance(thing, np.ndarray):
+            waiting += [] if thing.base is None else [thing.base]
+        else:
+            waiting += gc.get_referents(thing)
+    return found
+
+
+def test_of_a_forgotten_user_nothing_is_left_in_memory(world: World) -> None:
+    order = Purchase("o1", "forget-me", NOW, items=(Line("p1"), Line("p2")))
+    session = Session("s1", "forget-me", "forget-my-visit", NOW + 2, items=(SessionItem("p1"),))
+    profile = Profile("forget-me", NOW + 1, geo="de")
+    world.publish(
+        Product("p1", NOW, brand="b"), View("v0", "forget-me", "p2", NOW), order, session, profile, *some(0, 10)
+    )
+    made = run(worker(world))
+    shop = world.log, world.sent, world.users, world.serving  # what is not the worker's; readers' values are below
+    assert traces(b"forget-me", made, outside=shop), "the search finds a user who is there"
+    world.publish(Profile("forget-me", NOW + 5, forgotten=True))
+    run(made)
+    gc.collect()
+    assert traces(b"forget-me", made, outside=shop) == []
+    assert traces(b"forget-my-visit", made, outside=shop) == []
+    assert traces(b"forget-me", world.users, world.serving) == []
+    assert traces(b"u1", made, outside=shop), "others stay"
