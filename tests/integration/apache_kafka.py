@@ -1,4 +1,4 @@
-"""Apache Kafka as the integration tests run it: fetched once by Maven, one KRaft node on loopback ports.
+"""Apache Kafka as the integration tests run it: fetched once by Maven, KRaft nodes on loopback ports, one or three.
 
     python -m tests.integration.apache_kafka python -m bench.freshness --seconds 30
 
@@ -73,19 +73,35 @@ class Guarded(NamedTuple):
     ca_pem: Path
 
 
+class Node(NamedTuple):
+    """One of several brokers."""
+
+    number: int
+    """From 1."""
+    port: int
+    controllers: tuple[int, ...]
+    """Controller ports of all nodes."""
+    cluster: str
+    """The cluster's id."""
+
+
 class ApacheKafka(EmbeddedServer):
-    """One broker that is its own controller. `stop` keeps its records, so that `start` brings them back; `discard`
-    deletes them. With `guarded` it listens in two more places."""
+    """One broker that is its own controller, or with `node` one of several.
+
+    `stop` keeps its records, so that `start` brings them back; `discard` deletes them. With `guarded` it listens in
+    two more places.
+    """
 
     name = "apache-kafka"
     start_timeout_s = 90.0
     stop_timeout_s = 30.0
 
-    def __init__(self, jars: Path, guarded: Guarded | None = None) -> None:
-        super().__init__()
+    def __init__(self, jars: Path, guarded: Guarded | None = None, node: Node | None = None) -> None:
+        super().__init__(port=node.port if node else 0)
         self._jars = jars
         self._guarded = guarded
-        self._controller_port = 0
+        self._node = node
+        self._controllers: tuple[int, ...] = node.controllers if node else ()
         self.sasl_port, self.ssl_port = (free_port(), free_port()) if guarded else (0, 0)
 
     @property
@@ -96,11 +112,11 @@ class ApacheKafka(EmbeddedServer):
     def command(self) -> list[str]:
         """Formats the log folder the first time; then the broker's own command."""
         config = self.folder / "server.properties"
-        if not config.exists():
-            self._controller_port = free_port()
+        if not self._controllers:
+            self._controllers = (free_port(),)
         config.write_text(self._properties())
         if not (self.folder / "logs").exists():
-            cluster = uuid.uuid4().hex[:22]
+            cluster = self._node.cluster if self._node else uuid.uuid4().hex[:22]
             format_logs = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
             if self._guarded:
                 user = f"name={self._guarded.username},password={self._guarded.password}"
@@ -134,19 +150,22 @@ class ApacheKafka(EmbeddedServer):
         return ["java", *options, "-cp", f"{self._jars}{os.sep}*", *arguments]
 
     def _properties(self) -> str:
-        voters = f"{self.host}:{self._controller_port}"
+        number, copies = self._node.number if self._node else 1, len(self._controllers)
+        voters = [f"{i}@{self.host}:{port}" for i, port in enumerate(self._controllers, 1)]
+        controller = voters[number - 1].partition("@")[2]
         settings: dict[str, object] = {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@{voters}",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{voters}",
+            "node.id": number,
+            "controller.quorum.voters": ",".join(voters),
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
             "advertised.listeners": f"PLAINTEXT://{self.address}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": self.folder / "logs",
-            "offsets.topic.replication.factor": 1,
+            "min.insync.replicas": max(1, copies - 1),
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": 1,
-            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
             "broker.session.timeout.ms": 3000,  # a killed broker may come back after so long
@@ -156,7 +175,6 @@ class ApacheKafka(EmbeddedServer):
         if self._guarded:
             settings |= self._guards(self._guarded, settings)
         return "".join(f"{name}={value}\n" for name, value in settings.items())
-
 
     def _guards(self, by: Guarded, settings: Mapping[str, object]) -> dict[str, object]:
         more = f",SASL://{self.host}:{self.sasl_port},SSL://{self.host}:{self.ssl_port}"
@@ -177,6 +195,47 @@ class ApacheKafka(EmbeddedServer):
             "ssl.truststore.location": by.ca_pem,
             "ssl.client.auth": "required",
         }
+
+
+class KafkaCluster:
+    """Several brokers, each with a copy of everything; `nodes` may be killed and started again one by one."""
+
+    def __init__(self, jars: Path, count: int = 3) -> None:
+        controllers, cluster = tuple(free_port() for _ in range(count)), uuid.uuid4().hex[:22]
+        self.nodes = [ApacheKafka(jars, node=Node(i, free_port(), controllers, cluster)) for i in range(1, count + 1)]
+
+    @property
+    def bootstrap(self) -> str:
+        """Addresses of all brokers."""
+        return ",".join(node.address for node in self.nodes)
+
+    def start(self) -> KafkaCluster:
+        """Start all: none answers before most of them run."""
+        try:
+            for node in self.nodes:
+                node._spawn()
+            for node in self.nodes:
+                if not node._wait_until_ready():
+                    raise EmbeddedError(f"{node.name} {node.address} did not start; it said:\n{node.last_words()}")
+        except BaseException:
+            self.discard()
+            raise
+        return self
+
+    def leader(self, topic: str, partition: int) -> ApacheKafka:
+        """The broker that leads a partition."""
+        found = TopicAdmin(KafkaSettings(bootstrap=self.bootstrap))._admin.list_topics(topic, timeout=10.0)
+        return self.nodes[int(found.topics[topic].partitions[partition].leader) - 1]
+
+    def stop(self) -> None:
+        """End all in order; `start` brings their records back."""
+        for node in self.nodes:
+            node.stop()
+
+    def discard(self) -> None:
+        """End all and delete their records."""
+        for node in self.nodes:
+            node.discard()
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.integration.chaos --minutes 20 --seed 7
 
-Apache Kafka and Valkey, three worker processes of users (one of them a standby) and one of items. Each fault is
-followed by a wait until all partitions are served again. Then `freshet verify`, and every record is accounted for.
+Apache Kafka (three brokers) and Valkey, three worker processes of users (one of them a standby) and one of items.
+Each fault is followed by a wait until all partitions are served again. Then `freshet verify`, and every record is accounted for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from freshet.stream.embedded import EmbeddedRedis, free_port
 from freshet.stream.settings import Settings
 from freshet.stream.topics import TopicSettings
-from tests.integration.apache_kafka import ApacheKafka, fetch_jars
+from tests.integration.apache_kafka import KafkaCluster, fetch_jars
 from tests.integration.fleet import Fleet
 from tests.integration.load import Load, accounted, some_events
 from tests.random_bundle import random_bundle
@@ -36,7 +36,7 @@ SERVED_WITHIN_S = 120.0
 class Chaos:
     """The faults, each of which leaves all processes running again."""
 
-    def __init__(self, fleet: Fleet, kafka: ApacheKafka, chance: random.Random) -> None:
+    def __init__(self, fleet: Fleet, kafka: KafkaCluster, chance: random.Random) -> None:
         self.fleet, self.kafka, self.chance = fleet, kafka, chance
         self.done: Counter[str] = Counter()
         self.recovered_s: dict[str, list[float]] = {}
@@ -52,7 +52,7 @@ class Chaos:
         """One fault, and the wait until everything is served."""
         faults: list[Callable[[], None]] = [
             self.killed, self.killed, self.terminated, self.paused, self.items_killed, self.redis_emptied,
-            self.redis_restarted, self.kafka_restarted,
+            self.redis_restarted, self.kafka_restarted, self.broker_killed, self.broker_killed,
         ]  # fmt: skip
         fault = self.chance.choice(faults)
         start = time.monotonic()
@@ -92,6 +92,13 @@ class Chaos:
         time.sleep(self.chance.choice([0.0, 4.0]))  # shorter and longer than the socket timeout
         self.fleet.redis = EmbeddedRedis(port=port).start()
 
+    def broker_killed(self) -> None:
+        """One of three: others lead what it led."""
+        node = self.chance.choice(self.kafka.nodes)
+        node.kill()
+        time.sleep(self.chance.choice([4.0, 10.0]))  # its session with the controllers ends after 3 s
+        node.start()
+
     def kafka_restarted(self) -> None:
         self.kafka.stop()
         self.kafka.start()
@@ -117,8 +124,8 @@ def main() -> int:
     bundle = random_bundle(products=("p1", "p2"))
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(port=free_port()) as redis:
         bundle.save(Path(folder) / "bundle")
-        kafka = ApacheKafka(fetch_jars()).start()
-        settings = Settings(topics=TopicSettings(partitions=PARTITIONS))
+        kafka = KafkaCluster(fetch_jars()).start()
+        settings = Settings(topics=TopicSettings(partitions=PARTITIONS, replication_factor=len(kafka.nodes)))
         settings = replace(
             settings,
             kafka=replace(settings.kafka, bootstrap=kafka.bootstrap, session_timeout_ms=6_000),
@@ -133,7 +140,7 @@ def main() -> int:
             kafka.discard()
 
 
-def report(fleet: Fleet, kafka: ApacheKafka, args: argparse.Namespace) -> int:
+def report(fleet: Fleet, kafka: KafkaCluster, args: argparse.Namespace) -> int:
     """Run, check, and print what was done; the last line is one JSON object."""
     chaos = Chaos(fleet, kafka, random.Random(args.seed))
     fleet.publish(some_events(0, 300))

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
 from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_store
-from tests.integration.apache_kafka import ApacheKafka
+from tests.integration.apache_kafka import ApacheKafka, KafkaCluster, fetch_jars
 from tests.integration.fleet import Fleet
 from tests.integration.load import USERS, Load, accounted, some_events
 from tests.integration.test_many_workers import shared_out
@@ -34,32 +35,33 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4
 A_DAY_AHEAD = "import time; real = time.time; time.time = lambda: real() + 86_400"
 
 
+@contextmanager
+def fleet_on(bootstrap: str, names: topics.TopicSettings, group: str, folder: Path) -> Iterator[Fleet]:
+    """No worker yet, on a Redis of its own, which a test may stop."""
+    bundle = random_bundle(products=("p1", "p2"))
+    bundle.save(folder / "bundle")
+    settings = Settings(topics=names)
+    with EmbeddedRedis(port=free_port()) as redis:
+        settings = replace(
+            settings,
+            kafka=replace(settings.kafka, bootstrap=bootstrap, group_id=group, session_timeout_ms=6_000),
+            redis=replace(settings.redis, url=redis.url),
+            snapshot=replace(settings.snapshot, place=str(folder / "snapshots"), interval_s=2.0),
+        )
+        with Fleet(folder / "run", folder / "bundle", bundle.model_version, settings) as made:
+            made.redis = redis
+            yield made
+            made.redis.stop()
+
+
 @pytest.fixture
 def fleet(
     apache_kafka: ApacheKafka, fresh_topics: Callable[[int], topics.TopicSettings], fresh_name: Callable[[str], str],
     tmp_path: Path,
 ) -> Iterator[Fleet]:  # fmt: skip
-    """No worker yet, on Apache Kafka and a Redis of its own, which a test may stop."""
-    bundle = random_bundle(products=("p1", "p2"))
-    bundle.save(tmp_path / "bundle")
-    settings = Settings(topics=fresh_topics(4))
-    port = free_port()
-    with EmbeddedRedis(port=port) as redis:
-        settings = replace(
-            settings,
-            kafka=replace(
-                settings.kafka,
-                bootstrap=apache_kafka.bootstrap,
-                group_id=fresh_name("group"),
-                session_timeout_ms=6_000,
-            ),
-            redis=replace(settings.redis, url=redis.url),
-            snapshot=replace(settings.snapshot, place=str(tmp_path / "snapshots"), interval_s=2.0),
-        )
-        with Fleet(tmp_path / "run", tmp_path / "bundle", bundle.model_version, settings) as made:
-            made.redis = redis
-            yield made
-            made.redis.stop()
+    """On Apache Kafka, one broker."""
+    with fleet_on(apache_kafka.bootstrap, fresh_topics(4), fresh_name("group"), tmp_path) as made:
+        yield made
 
 
 def all_is_well(fleet: Fleet) -> None:
@@ -94,6 +96,33 @@ def test_workers_that_are_killed_and_paused(fleet: Fleet) -> None:
     all_is_well(fleet)
 
 
+def test_brokers_that_lead_are_killed(
+    apache_kafka: ApacheKafka, fresh_topics: Callable[[int], topics.TopicSettings], tmp_path: Path
+) -> None:
+    """Of three brokers the one that leads a partition of views, then the one that coordinates the group: others take
+    over, and nothing that a producer was told is there is lost."""
+    cluster = KafkaCluster(fetch_jars()).start()
+    try:
+        names = replace(fresh_topics(4), replication_factor=3)
+        with fleet_on(cluster.bootstrap, names, "workers", tmp_path) as fleet:
+            fleet.publish(some_events(0, 200))
+            fleet.start("items", "items")
+            fleet.start("a", "users")
+            fleet.start("b", "users")
+            fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+            with Load(fleet):
+                for topic in (names.view, "__consumer_offsets"):
+                    leader = cluster.leader(topic, 0)
+                    leader.kill()
+                    fleet.wait("another leader", lambda: cluster.leader(topic, 0) is not leader)  # noqa: B023
+                    time.sleep(2.0)
+                    leader.start()
+                fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
+            all_is_well(fleet)
+    finally:
+        cluster.discard()
+
+
 def redis_again(fleet: Fleet) -> None:
     """The same address, with nothing in it."""
     port = int(fleet.settings.redis.url.rsplit(":", 1)[1].split("/")[0])
@@ -124,6 +153,7 @@ def test_a_store_that_is_lost_and_a_broker_that_goes_away(fleet: Fleet, apache_k
     all_is_well(fleet)
     assert fleet.status("a")["snapshots"]["error"]
     assert fleet.status("items")["snapshots"]["taken"]
+
 
 def test_a_gap_is_named_and_closed_from_an_event_log(fleet: Fleet, tmp_path: Path) -> None:
     """Retention passed over the snapshots' offsets: an error with both offsets and the remedy, which works."""
