@@ -228,7 +228,10 @@ class KafkaCluster:
         return self.nodes[int(found.topics[topic].partitions[partition].leader) - 1]
 
     def stop(self) -> None:
-        """End all in order; `start` brings their records back."""
+        """End all, together as none can hand over to another; `start` brings their records back."""
+        for node in self.nodes:
+            if node.process is not None:
+                node.process.terminate()
         for node in self.nodes:
             node.stop()
 

@@ -3,7 +3,8 @@
     python -m tests.integration.chaos --minutes 20 --seed 7
 
 Apache Kafka (three brokers) and Valkey, three worker processes of users (one of them a standby) and one of items.
-Each fault is followed by a wait until all partitions are served again. Then `freshet verify`, and every record is accounted for.
+Each fault is followed by a wait until all partitions are served again. Then `freshet verify`, and every record is
+accounted for.
 """
 
 from __future__ import annotations

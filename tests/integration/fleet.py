@@ -32,6 +32,8 @@ KIND_OF = {
     View: Kind.VIEW, Purchase: Kind.PURCHASE, Product: Kind.PRODUCT, Profile: Kind.PROFILE, Session: Kind.SESSION,
 }  # fmt: skip
 
+PUBLISH_TIMEOUT_MS = 180_000
+
 
 class Quiet:
     """Progress nobody looks at."""
@@ -133,10 +135,11 @@ class Fleet:
             raise AssertionError(f"{e}\n{self.last_words()}") from e
 
     def publish(self, events: list[Event]) -> None:
-        """Publish events and wait until the broker has them."""
-        producer = RecordProducer(self.settings.kafka)
+        """Publish events and wait until the broker has them, however long it is away."""
+        producer = RecordProducer(replace(self.settings.kafka, delivery_timeout_ms=PUBLISH_TIMEOUT_MS))
         topic_of = {kind: topic for topic, kind in topics.kinds(self.settings.topics).items()}
         for event in events:
             producer.send(Outgoing(topic_of[KIND_OF[type(event)]], encode_record_key(event), encode(event)))
-        assert producer.flush(30.0) == 0
+        assert producer.flush(PUBLISH_TIMEOUT_MS / 1e3) == 0
+        assert not producer.failures, producer.last_failure
         producer.close()

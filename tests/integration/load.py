@@ -15,7 +15,7 @@ from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
 from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.worker import partitions_of
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import PUBLISH_TIMEOUT_MS, Fleet
 
 NOW_MS = int(time.time() * 1e3)
 USERS = 24
@@ -48,6 +48,7 @@ class Load:
     def __init__(self, fleet: Fleet, per_s: int = 100) -> None:
         self.fleet, self.per_s = fleet, per_s
         self.sent = 0
+        self._error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -58,17 +59,25 @@ class Load:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
+        try:
+            self._publish()
+        except BaseException as e:  # without a load nothing would be shown
+            self._error = e
+
+    def _publish(self) -> None:
         batch = max(1, self.per_s // 5)
-        bad = RecordProducer(self.fleet.settings.kafka)
+        bad = RecordProducer(replace(self.fleet.settings.kafka, delivery_timeout_ms=PUBLISH_TIMEOUT_MS))
         while not self._stop.wait(0.2):
             events = some_events(1_000 + self.sent, batch)
             self.fleet.publish(events + events[: batch // 10])
             for i in range(max(1, batch // BAD_EVERY)):
                 user = f"u{(self.sent + i) % USERS}".encode()
                 bad.send(Outgoing(self.fleet.settings.topics.view, user, b'{"event_id": "x"'))
-            bad.flush(30.0)
+            assert bad.flush(PUBLISH_TIMEOUT_MS / 1e3) == 0
             self.sent += batch
         bad.close()
 
