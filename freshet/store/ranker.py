@@ -43,7 +43,7 @@ class RankerWeights:
 
     bias: float = -2.7
     score: float = 2.7
-    viewed: float = 0.0
+    viewed: float = 3.0
     own: float = -0.8
     log_count: float = 0.65
     log_age: float = 0.1

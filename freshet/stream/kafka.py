@@ -59,6 +59,18 @@ _NO_ANSWER = {
     ck.KafkaError.COORDINATOR_NOT_AVAILABLE,
     ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     ck.KafkaError.NOT_COORDINATOR,
+    # While brokers of a cluster come and go: one that is asked is taken off the list, or has not caught up yet.
+    ck.KafkaError._DESTROY,
+    ck.KafkaError._UNKNOWN_BROKER,
+    ck.KafkaError._TIMED_OUT_QUEUE,
+    ck.KafkaError.NETWORK_EXCEPTION,
+    ck.KafkaError.REPLICA_NOT_AVAILABLE,
+    ck.KafkaError.OFFSET_NOT_AVAILABLE,
+    ck.KafkaError.FENCED_LEADER_EPOCH,
+    ck.KafkaError.UNKNOWN_LEADER_EPOCH,
+    ck.KafkaError.KAFKA_STORAGE_ERROR,
+    ck.KafkaError.NOT_ENOUGH_REPLICAS,
+    ck.KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 }
 _NO_TOPIC = {
     ck.KafkaError.UNKNOWN_TOPIC_OR_PART,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import confluent_kafka as ck
 import pytest
 
 from freshet.stream.embedded import EmbeddedBroker, free_port
@@ -17,6 +18,8 @@ from freshet.stream.kafka import (
     RecordProducer,
     TopicAdmin,
     UnknownTopic,
+    Weather,
+    translated,
 )
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.topics import TopicSettings, TopicSpec, create, partition_of, specs, verify_topics
@@ -369,3 +372,20 @@ def test_a_broker_that_forgot_everything_is_an_error(fresh_name: Name) -> None:
         made(settings, topic, partitions=1)
         assert "offset 10 was asked for, but the broker has only 0 to 0" in str(poll_for(reader, OffsetGap))
         reader.close()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ck.KafkaError._DESTROY,
+        ck.KafkaError._UNKNOWN_BROKER,
+        ck.KafkaError.OFFSET_NOT_AVAILABLE,
+        ck.KafkaError.FENCED_LEADER_EPOCH,
+        ck.KafkaError.NOT_ENOUGH_REPLICAS,
+        ck.KafkaError.KAFKA_STORAGE_ERROR,
+    ],
+)
+def test_what_passes_when_brokers_come_and_go_is_waited_out(code: int) -> None:
+    """As a cluster of three said them, one broker after the other having been killed; a worker ended with the first."""
+    error = translated(ck.KafkaException(ck.KafkaError(code)), KafkaSettings(), Weather("test"), "watermarks")
+    assert isinstance(error, KafkaUnavailable)
