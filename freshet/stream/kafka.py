@@ -60,7 +60,7 @@ _NO_ANSWER = {
     ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     ck.KafkaError.NOT_COORDINATOR,
     # While brokers of a cluster come and go: one that is asked is taken off the list, or has not caught up yet.
-    ck.KafkaError._DESTROY,
+    ck.KafkaError._DESTROY_BROKER,
     ck.KafkaError._UNKNOWN_BROKER,
     ck.KafkaError._TIMED_OUT_QUEUE,
     ck.KafkaError.NETWORK_EXCEPTION,

@@ -377,7 +377,7 @@ def test_a_broker_that_forgot_everything_is_an_error(fresh_name: Name) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        ck.KafkaError._DESTROY,
+        ck.KafkaError._DESTROY_BROKER,
         ck.KafkaError._UNKNOWN_BROKER,
         ck.KafkaError.OFFSET_NOT_AVAILABLE,
         ck.KafkaError.FENCED_LEADER_EPOCH,
