@@ -98,7 +98,7 @@ def main() -> None:
 def exit_code(error: FreshetError) -> int:
     """The exit code that an error ends the process with."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if "Fenced" in names:
+    if names & {"Fenced", "NameTaken"}:
         return EXIT_FENCED
     return EXIT_UNAVAILABLE if names & {"KafkaUnavailable", "StoreUnavailable"} else EXIT_USAGE
 

@@ -30,6 +30,16 @@ class KafkaRefused(KafkaError):
         )
 
 
+class NameTaken(KafkaError):
+    """The group lets another member act under this one's name."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(
+            f"the group {group} has given this worker's name to another member ({reason}). Two workers need two names "
+            "(--name). Where there is no second one, a broker was lost while this one joined: start it again"
+        )
+
+
 class UnknownTopic(KafkaError):
     """A topic or partition that is to be read or written does not exist, or exists no more."""
 

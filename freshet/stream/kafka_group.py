@@ -15,7 +15,7 @@ from typing import Any
 import confluent_kafka as ck
 
 from freshet.stream.kafka import Weather, made, translated
-from freshet.stream.kafka_errors import KafkaError, KafkaRefused
+from freshet.stream.kafka_errors import KafkaError, KafkaRefused, NameTaken
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import Listener, TopicPartition
 
@@ -99,10 +99,7 @@ class GroupMember:
 
     def _refused(self, why: str) -> KafkaError:
         if "instance" in why.lower():
-            return KafkaError(
-                f"another worker of the group {self.settings.group_id} has taken this one's name ({why}): two "
-                "workers need two names (--name)"
-            )
+            return NameTaken(self.settings.group_id, why)
         return KafkaRefused(self.settings.bootstrap, why)
 
     # --- called from within poll and close ------------------------------------------------------

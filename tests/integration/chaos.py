@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from freshet.stream.cli import EXIT_FENCED
 from freshet.stream.embedded import EmbeddedRedis, free_port
 from freshet.stream.settings import Settings
 from freshet.stream.topics import TopicSettings
@@ -107,8 +108,18 @@ class Chaos:
     def _start(self, name: str) -> None:
         self.fleet.start(name, "users", *(("--standby",) if name == "c" else ()))
 
+    def _supervise(self) -> None:
+        """Start a worker again that has ended by itself, as a supervisor would; only one that lost its name may."""
+        for name in NAMES:
+            code = self.fleet.processes[name].poll()
+            if code is not None:
+                assert code == EXIT_FENCED, f"{name} ended with {code}\n{self.fleet.last_words()}"
+                self.done["lost its name"] += 1
+                self._start(name)
+
     def _wait_served(self) -> None:
         def served() -> bool:
+            self._supervise()
             scopes = [self.fleet.serves(name) for name in NAMES]
             return sum(map(len, scopes)) == PARTITIONS == len(set().union(*scopes)) and bool(self.fleet.serves("items"))
 
@@ -150,14 +161,16 @@ def report(fleet: Fleet, kafka: KafkaCluster, args: argparse.Namespace) -> int:
     with Load(fleet, args.rate) as load:
         while time.monotonic() < end:
             chaos.once()
-            print(f"{int(end - time.monotonic()):5d} s left, {sum(chaos.done.values())} faults, {load.sent} events")
+            left = max(0, int(end - time.monotonic()))
+            print(f"{left:5d} s left, {sum(chaos.done.values())} faults, {load.sent} events", flush=True)
     verified = fleet.verify(timeout_s=300.0)
     account = accounted(fleet)
     fleet.redis.stop()
     passed = verified.passed and not account.missing and not account.unfounded
     for name, count in chaos.done.most_common():
-        times = sorted(chaos.recovered_s[name])
-        print(f"{name:16s} {count:3d} times, served again after {times[0]:.1f} to {times[-1]:.1f} s")
+        times = sorted(chaos.recovered_s.get(name, []))
+        served = f", served again after {times[0]:.1f} to {times[-1]:.1f} s" if times else ""
+        print(f"{name:16s} {count:3d} times{served}")
     print(f"{account.records} records, {account.rejected} of them rejected, {account.letters} dead letters")
     print("every promise held" if passed else f"BROKEN: {verified} {account}")
     print(json.dumps({
