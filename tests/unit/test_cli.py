@@ -119,6 +119,7 @@ def test_exit_codes_follow_the_kind_of_error() -> None:
     from freshet.stream.sink import Fenced
 
     assert exit_code(Fenced("x", 1)) == EXIT_FENCED
+    assert exit_code(NameTaken("group", "Static consumer fenced")) == EXIT_FENCED
     assert exit_code(StoreUnavailable("x")) == EXIT_UNAVAILABLE
     assert exit_code(FreshetError("x")) == EXIT_USAGE
 
