@@ -13,6 +13,7 @@ import pytest
 from freshet.errors import FreshetError
 from freshet.stream.cli import EXIT_FENCED, EXIT_UNAVAILABLE, EXIT_USAGE, exit_code
 from freshet.stream.embedded import free_port
+from freshet.stream.kafka_errors import NameTaken
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_log"
 
