@@ -22,7 +22,8 @@ logger = logging.getLogger("freshet.reading")
 
 T = TypeVar("T")
 ASK_AGAIN_S = 0.5
-TOPIC_GRACE_S = 15.0
+TOPIC_GRACE_S = 60.0
+"""So long a cluster that was restarted as a whole may not know its topics: three brokers on two cores took over 15 s."""
 
 
 class Source(Protocol):

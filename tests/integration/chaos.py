@@ -110,12 +110,12 @@ class Chaos:
 
     def _supervise(self) -> None:
         """Start a worker again that has ended by itself, as a supervisor would; only one that lost its name may."""
-        for name in NAMES:
+        for name in ("items", *NAMES):
             code = self.fleet.processes[name].poll()
             if code is not None:
                 assert code == EXIT_FENCED, f"{name} ended with {code}\n{self.fleet.last_words()}"
                 self.done["lost its name"] += 1
-                self._start(name)
+                self._start(name) if name in NAMES else self.fleet.start("items", "items")
 
     def _wait_served(self) -> None:
         def served() -> bool:
