@@ -23,7 +23,7 @@ logger = logging.getLogger("freshet.reading")
 T = TypeVar("T")
 ASK_AGAIN_S = 0.5
 TOPIC_GRACE_S = 60.0
-"""So long a cluster that was restarted as a whole may not know its topics: three brokers on two cores took over 15 s."""
+"""So long a cluster that was restarted as a whole may not know its topics: three brokers on two cores took over 15."""
 
 
 class Source(Protocol):
