@@ -22,7 +22,7 @@ from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
 from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_store
-from tests.integration.apache_kafka import ApacheKafka, KafkaCluster, fetch_jars
+from tests.integration.apache_kafka import ApacheKafka
 from tests.integration.fleet import Fleet
 from tests.integration.load import USERS, Load, accounted, some_events
 from tests.integration.test_many_workers import shared_out
@@ -94,33 +94,6 @@ def test_workers_that_are_killed_and_paused(fleet: Fleet) -> None:
         fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
         time.sleep(1.0)
     all_is_well(fleet)
-
-
-def test_brokers_that_lead_are_killed(
-    apache_kafka: ApacheKafka, fresh_topics: Callable[[int], topics.TopicSettings], tmp_path: Path
-) -> None:
-    """Of three brokers the one that leads a partition of views, then the one that coordinates the group: others take
-    over, and nothing that a producer was told is there is lost."""
-    cluster = KafkaCluster(fetch_jars()).start()
-    try:
-        names = replace(fresh_topics(4), replication_factor=3)
-        with fleet_on(cluster.bootstrap, names, "workers", tmp_path) as fleet:
-            fleet.publish(some_events(0, 200))
-            fleet.start("items", "items")
-            fleet.start("a", "users")
-            fleet.start("b", "users")
-            fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
-            with Load(fleet):
-                for topic in (names.view, "__consumer_offsets"):
-                    leader = cluster.leader(topic, 0)
-                    leader.kill()
-                    fleet.wait("another leader", lambda: cluster.leader(topic, 0) is not leader)  # noqa: B023
-                    time.sleep(2.0)
-                    leader.start()
-                fleet.wait("a and b", lambda: shared_out(fleet, "a", "b"))
-            all_is_well(fleet)
-    finally:
-        cluster.discard()
 
 
 def redis_again(fleet: Fleet) -> None:

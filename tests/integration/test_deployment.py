@@ -100,8 +100,8 @@ class ComposedKafka(ApacheKafka):
             "INSIDE://kafka:9092": f"INSIDE://{self.address}",
             "OUTSIDE://:29092": f"OUTSIDE://{self.host}:{self._outside_port}",
             "OUTSIDE://localhost:29092": f"OUTSIDE://{self.host}:{self._outside_port}",
-            "CONTROLLER://:9093": f"CONTROLLER://{self.host}:{self._controller_port}",
-            "1@kafka:9093": f"1@{self.host}:{self._controller_port}",
+            "CONTROLLER://:9093": f"CONTROLLER://{self.host}:{self._controllers[0]}",
+            "1@kafka:9093": f"1@{self.host}:{self._controllers[0]}",
             "/var/lib/kafka/data": str(self.folder / "logs"),
         }
         ours = {name: ",".join(places.get(part, part) for part in value.split(",")) for name, value in named.items()}
