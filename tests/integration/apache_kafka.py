@@ -222,11 +222,6 @@ class KafkaCluster:
             raise
         return self
 
-    def leader(self, topic: str, partition: int) -> ApacheKafka:
-        """The broker that leads a partition."""
-        found = TopicAdmin(KafkaSettings(bootstrap=self.bootstrap))._admin.list_topics(topic, timeout=10.0)
-        return self.nodes[int(found.topics[topic].partitions[partition].leader) - 1]
-
     def stop(self) -> None:
         """End all, together as none can hand over to another; `start` brings their records back."""
         for node in self.nodes:

@@ -9,7 +9,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,33 +34,32 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4
 A_DAY_AHEAD = "import time; real = time.time; time.time = lambda: real() + 86_400"
 
 
-@contextmanager
-def fleet_on(bootstrap: str, names: topics.TopicSettings, group: str, folder: Path) -> Iterator[Fleet]:
-    """No worker yet, on a Redis of its own, which a test may stop."""
-    bundle = random_bundle(products=("p1", "p2"))
-    bundle.save(folder / "bundle")
-    settings = Settings(topics=names)
-    with EmbeddedRedis(port=free_port()) as redis:
-        settings = replace(
-            settings,
-            kafka=replace(settings.kafka, bootstrap=bootstrap, group_id=group, session_timeout_ms=6_000),
-            redis=replace(settings.redis, url=redis.url),
-            snapshot=replace(settings.snapshot, place=str(folder / "snapshots"), interval_s=2.0),
-        )
-        with Fleet(folder / "run", folder / "bundle", bundle.model_version, settings) as made:
-            made.redis = redis
-            yield made
-            made.redis.stop()
-
-
 @pytest.fixture
 def fleet(
     apache_kafka: ApacheKafka, fresh_topics: Callable[[int], topics.TopicSettings], fresh_name: Callable[[str], str],
     tmp_path: Path,
 ) -> Iterator[Fleet]:  # fmt: skip
-    """On Apache Kafka, one broker."""
-    with fleet_on(apache_kafka.bootstrap, fresh_topics(4), fresh_name("group"), tmp_path) as made:
-        yield made
+    """No worker yet, on Apache Kafka and a Redis of its own, which a test may stop."""
+    bundle = random_bundle(products=("p1", "p2"))
+    bundle.save(tmp_path / "bundle")
+    settings = Settings(topics=fresh_topics(4))
+    port = free_port()
+    with EmbeddedRedis(port=port) as redis:
+        settings = replace(
+            settings,
+            kafka=replace(
+                settings.kafka,
+                bootstrap=apache_kafka.bootstrap,
+                group_id=fresh_name("group"),
+                session_timeout_ms=6_000,
+            ),
+            redis=replace(settings.redis, url=redis.url),
+            snapshot=replace(settings.snapshot, place=str(tmp_path / "snapshots"), interval_s=2.0),
+        )
+        with Fleet(tmp_path / "run", tmp_path / "bundle", bundle.model_version, settings) as made:
+            made.redis = redis
+            yield made
+            made.redis.stop()
 
 
 def all_is_well(fleet: Fleet) -> None:
