@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from freshet.store import kernels, pair_kernels
 from freshet.store.attributes import NEVER_MS, Registers
-from freshet.store.columns import F32, I32, I64, U64, Bool, EventColumns, ProductAttributes, UserAttributes
+from freshet.store.columns import F32, I32, I64, U64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.graph import GraphLimits
 from freshet.store.ids import IdMap, hash_ids
@@ -210,30 +210,34 @@ class History:
 
     def freeze_each(self, cuts_ms: Sequence[int], top_n: int = 32) -> list[FrozenCounts]:
         """`freeze` at several times for little more than the price of the latest."""
-        src, dst, time, _, flag = self._pairs(-1, max(cuts_ms, default=-1))
-        size = max(1, len(self.products))
-        pair = (src.astype(np.int64) * size + dst)[flag == 0]
-        order = np.argsort(pair, kind="stable")
-        pair, time = pair[order], time[flag == 0][order]
-        start = np.flatnonzero(np.diff(pair, prepend=-1))
-        source, partner = pair[start] // size, (pair[start] % size).astype(np.int32)
-        return [self._frozen(cut, source, partner, _counted(time <= cut, start), top_n) for cut in cuts_ms]
+        cuts = np.unique(np.array(cuts_ms, dtype=np.int64))
+        src, dst, time, _, flag = self._pairs(-1, int(cuts.max(initial=-1)))
+        size, steps = max(1, len(self.products)), cuts.shape[0] + 1
+        there = flag == 0
+        # One number for source, partner and the first cut that counts it: plain numbers are sorted fastest.
+        step = np.searchsorted(cuts, time[there])
+        cell = np.sort((src[there].astype(np.int64) * size + dst[there]) * steps + step)
+        pair, first_cut = np.divmod(cell, steps)
+        start = np.flatnonzero(np.diff(pair, prepend=-1, append=-1))
+        source, partner = np.divmod(pair[start[:-1]], size)
+        rows, partner = _row_starts(source, size), partner.astype(np.int32)
+        found = {}
+        for nth, cut in enumerate(cuts.tolist()):
+            orders = self._orders(cut)
+            root, hashes = np.sqrt(orders + np.float32(5.0)), self.products.hash
+            count, kept = np.empty(partner.shape[0], dtype=np.int32), np.empty(partner.shape[0], dtype=np.bool_)
+            pair_kernels.top_damped(rows, partner, start, first_cut, nth, root, hashes, top_n, count, kept)
+            at = np.flatnonzero(kept)
+            found[cut] = FrozenCounts(
+                cut, _row_starts(source[at], size), partner[at], count[at].astype(np.float32), orders
+            )
+        return [found[int(cut)] for cut in cuts_ms]
 
-    def _frozen(self, cut_ms: int, source: I64, partner: I32, count: I64, top_n: int) -> FrozenCounts:
-        """The `top_n` partners of each source by damped count; pairs are sorted by source."""
-        size = max(1, len(self.products))
+    def _orders(self, cut_ms: int) -> F32:
+        """In how many orders up to the cut each product was, [products] float32."""
         lines = self.purchases
         inside = (lines.time <= cut_ms) & (lines.flag == 0)
-        orders = np.bincount(lines.product[inside], minlength=size).astype(np.float32)
-        there = np.flatnonzero(count)
-        source, partner, count = source[there], partner[there], count[there]
-        damped = (count / np.sqrt(orders[partner] + 5.0)).astype(np.float32)
-        top = np.empty((size, top_n), dtype=np.int64)
-        pair_kernels.top_of_rows(_row_starts(source, size), damped, self.products.hash[partner], top)
-        kept = np.sort(top[top >= 0])
-        return FrozenCounts(
-            cut_ms, _row_starts(source[kept], size), partner[kept], count[kept].astype(np.float32), orders
-        )
+        return np.bincount(lines.product[inside], minlength=max(1, len(self.products))).astype(np.float32)
 
     def pairs_since(self, frozen: FrozenCounts, until_ms: int) -> PairHistory:
         """Co-purchases readable at any time in `(frozen.cut_ms, until_ms]`."""
@@ -366,11 +370,6 @@ def _row_starts(rows: NDArray[Any], size: int) -> I64:
     ptr = np.zeros(size + 1, dtype=np.int64)
     np.cumsum(np.bincount(rows, minlength=size), out=ptr[1:])
     return ptr
-
-
-def _counted(there: Bool, start: NDArray[np.int64]) -> I64:
-    """How many of each run are there; runs begin at `start`."""
-    return np.add.reduceat(there.astype(np.int64), start) if start.shape[0] else start
 
 
 def _joined(parts: list[Lines], forgotten_until: I64) -> Lines:

@@ -111,30 +111,41 @@ def top_frequent(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def top_of_rows(ptr, value, rank, out):  # type: ignore[no-untyped-def]
-    """Places of the k greatest of `value` in each row of a CSR, greatest first; ties go to the greater `rank`.
+def top_damped(rows, partner, start, first_cut, cut, root, rank, k, out_count, out_kept):  # type: ignore[no-untyped-def]
+    """The k partners of each source with the greatest count by `root` of the partner; ties to the greater `rank`.
 
-    `value` float32 and `rank` uint64 [n]; writes `out` [rows, k] int64, -1 empty.
+    Pairs of row r are `rows[r]:rows[r + 1]`; `partner` [pairs] int32. Pair e was seen at `start[e]:start[e + 1]` of
+    `first_cut`, which says from which cut on each counts and is sorted there. `root` float32 and `rank` uint64
+    [products]. Writes `out_count` [pairs] int32 as of cut number `cut`, and `out_kept` [pairs] bool.
     """
-    k = out.shape[1]
-    for r in range(ptr.shape[0] - 1):
-        count = 0
-        for e in range(ptr[r], ptr[r + 1]):
-            if count == k:
-                last = out[r, k - 1]
-                if value[e] < value[last] or (value[e] == value[last] and rank[e] < rank[last]):
-                    continue
-            c = min(count, k - 1)
-            while c > 0:
-                above = out[r, c - 1]
-                if value[above] > value[e] or (value[above] == value[e] and rank[above] > rank[e]):
+    place, value = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
+    for r in range(rows.shape[0] - 1):
+        taken = 0
+        for e in range(rows[r], rows[r + 1]):
+            count = 0
+            for seen in range(start[e], start[e + 1]):
+                if first_cut[seen] > cut:
                     break
-                out[r, c] = above
+                count += 1
+            out_count[e], out_kept[e] = count, False
+            if count == 0:
+                continue
+            damped = np.float32(count / root[partner[e]])
+            if taken == k:
+                last = value[k - 1]
+                if damped < last or (damped == last and rank[partner[e]] < rank[partner[place[k - 1]]]):
+                    continue
+            c = min(taken, k - 1)
+            while c > 0:
+                above = value[c - 1]
+                if above > damped or (above == damped and rank[partner[place[c - 1]]] > rank[partner[e]]):
+                    break
+                place[c], value[c] = place[c - 1], above
                 c -= 1
-            out[r, c] = e
-            count = min(count + 1, k)
-        for c in range(count, k):
-            out[r, c] = -1
+            place[c], value[c] = e, damped
+            taken = min(taken + 1, k)
+        for c in range(taken):
+            out_kept[place[c]] = True
 
 
 @njit(cache=True, nogil=True)

@@ -20,12 +20,14 @@ from rich.table import Table
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle, BundleError
+from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.convert import convert
 from freshet.stream.eventlog import EventLog
 from freshet.stream.local import LocalSystem
 from freshet.stream.modelling import TrainOrder, train_bundle
 from freshet.stream.progress import Bars
 from freshet.stream.replay import Pace
+from freshet.stream.settings import Settings
 from freshet.stream.wiring import (
     next_event_ms,
     one_click,
@@ -45,6 +47,7 @@ RATE = 1_000.0
 """Events a second of the replay: an open loop, so that freshness is what a reader would see."""
 LIVE_TIMEOUT_S = 120.0
 QUIET_TIMEOUT_S = 60.0
+SNAPSHOT_TIMEOUT_S = 60.0
 
 
 def run_demo(console: Console, cache: Path, budget_s: float, keep: bool) -> None:
@@ -70,7 +73,8 @@ class Demo:
         self.work = cache / "run"
         self.budget_s = budget_s
         self.stack = stack
-        self.system = LocalSystem(self.work)
+        snapshots = SnapshotSettings(place=str((self.work / "snapshots").resolve()))
+        self.system = LocalSystem(self.work, Settings(snapshot=snapshots))
 
     def run(self) -> dict[str, Any]:
         """Every step in order; returns the figures of the last line."""
@@ -86,10 +90,7 @@ class Demo:
         self.console.print(f"  live with {users} users and {products} products")
         replayed = self._replay()
         moments = {"click_ms": self._click(), "cold_product_ms": self._cold_product()}
-        self._step("a worker killed (SIGKILL) and restarted: nothing may be lost")
-        self.system.kill_worker()
-        self.system.restart_worker()
-        self.system.wait_live(LIVE_TIMEOUT_S)
+        self._kill()
         report = self._verify()
         return {
             "events": replayed["events"],
@@ -109,7 +110,8 @@ class Demo:
         """Say what to try next, and stay until Ctrl-C."""
         where = f"--bootstrap {self.settings.kafka.bootstrap} --redis {self.settings.redis.url}"
         self.console.print("\nEverything is running. Try, in another terminal:", highlight=False)
-        for command in ("status", "recommend 900", "click 900 1095275", "similar 1095275", "verify"):
+        history = f"--backfill {self.log} --backfill-until {SPLIT}"
+        for command in ("status", "recommend 900", "click 900 1095275", "similar 1095275", f"verify {history}"):
             options = f"--redis {self.settings.redis.url}" if command == "status" else where
             self.console.print(f"  .venv/bin/freshet {command} {options}", highlight=False, soft_wrap=True)
         self.console.print("Ctrl-C ends it all.")
@@ -223,10 +225,19 @@ class Demo:
                 return event
         raise FreshetError(f"{self.log} has no product with a category and a description")
 
+    def _kill(self) -> None:
+        self._step("a worker killed (SIGKILL) and restarted from its snapshot: nothing may be lost")
+        self.system.wait_snapshot(SNAPSHOT_TIMEOUT_S)
+        self.system.kill_worker()
+        began = time.perf_counter()
+        self.system.start_worker(self.bundle)
+        self.system.wait_live(LIVE_TIMEOUT_S)
+        self.console.print(f"  live again after {time.perf_counter() - began:.1f} s", highlight=False)
+
     def _verify(self) -> Any:
         self._step("verify: every embedding against the plain PyTorch Geometric layers")
         with Bars(self.console) as bars:
-            report = run_verify(self.settings, None, None, None, QUIET_TIMEOUT_S, bars)
+            report = run_verify(self.settings, None, self.log, SPLIT, QUIET_TIMEOUT_S, bars)
         for name, part in (("users", report.users), ("products", report.products)):
             self.console.print(
                 f"  {part.compared} {name}, largest difference {part.max_abs_error:.1e}", highlight=False

@@ -130,6 +130,19 @@ class LocalSystem:
             time.sleep(0.05)
         raise FreshetError(f"the worker was not live within {timeout_s:.0f} s:\n{self.last_words()}")
 
+    def wait_snapshot(self, timeout_s: float = 60.0) -> None:
+        """Wait until what the worker has taken in is in snapshots."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            self.check_alive()
+            said = read_status(self.settings).get("snapshots") or {}
+            if said.get("error"):
+                raise FreshetError(str(said["error"]))
+            if said.get("taken") and not said["due"]:
+                return
+            time.sleep(0.05)
+        raise FreshetError(f"no snapshot was taken within {timeout_s:.0f} s:\n{self.last_words()}")
+
     def wait_quiet(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until the worker has applied all that the topics hold; returns its status."""
         store = open_store(self.settings)

@@ -248,12 +248,14 @@ class Snapshots:
             running.ended = True
 
     def all_now(self) -> None:
-        """Begin a round now."""
+        """Begin a round now, or as soon as a scope is whole."""
         self._round_at = self._monotonic()
 
     def status(self) -> dict[str, object]:
-        """How many were taken, what went wrong with the last one, and the longest the stream was held up."""
-        return {"taken": self.taken, "error": self.error, "pause_ms_max": round(self.pause_ms_max, 2)}
+        """How many were taken and how many are due, what went wrong with the last one, and the longest the stream was
+        held up."""
+        due = len(self._due) + (self._running is not None)
+        return {"taken": self.taken, "due": due, "error": self.error, "pause_ms_max": round(self.pause_ms_max, 2)}
 
     @property
     def idle(self) -> bool:
@@ -267,7 +269,7 @@ class Snapshots:
         self._running = None
 
     def _start_next(self, scopes: Mapping[str, Mapping[TopicPartition, int]]) -> None:
-        if not self._due and self._monotonic() >= self._round_at:
+        if scopes and not self._due and self._monotonic() >= self._round_at:
             self._round_at = self._monotonic() + self.settings.interval_s
             self._due = sorted(scopes)
         while self._due:

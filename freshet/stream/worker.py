@@ -171,7 +171,9 @@ class Worker:
     # --- the loop -------------------------------------------------------------------------------
 
     def backfill(self, history: Iterable[EventColumns], total: int, should_stop: Callable[[], bool]) -> None:
-        """Take history from an event log of `total` events; the topics may hold the same events again."""
+        """Take history from an event log of `total` events; the topics may hold the same events again.
+
+        It is put into snapshots first thing, so that the log need not be read a second time."""
         done = 0
         for columns in history:
             if should_stop():
@@ -179,6 +181,8 @@ class Worker:
             self.updater.absorb(columns)
             done += columns.event_count
             self._progress("backfill", min(done, total), total)
+        if self.snapshots is not None:
+            self.snapshots.all_now()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Step until asked to stop; then commit what was done, and leave a snapshot if there is time."""
@@ -219,11 +223,11 @@ class Worker:
     def stop(self) -> None:
         """Commit what was done, write a last round of snapshots within the grace period, and leave the group."""
         self.commit()
-        if self.snapshots is not None and self._built:
+        if self.snapshots is not None and (scopes := self._snapshot_scopes()):
             self.snapshots.all_now()
             end = self._monotonic() + self.settings.grace_s
             while not self.snapshots.idle and self._monotonic() < end:
-                self.snapshots.turn(self._snapshot_scopes(), self.reading.committed)
+                self.snapshots.turn(scopes, self.reading.committed)
             self.snapshots.abandon()
         self.ended = True
         self.publish_status()

@@ -164,6 +164,17 @@ def test_frozen_counts_and_live_pairs_add_up() -> None:
             np.testing.assert_allclose(weight, damped[best] / damped[best].sum(), rtol=1e-5)
 
 
+def test_freezing_at_several_times_is_freezing_at_each() -> None:
+    history = History.of([random_log(4)], GraphLimits())
+    cuts = [60, 20, 1000, 20, 0]  # in any order, and before everything
+    for cut, got in zip(cuts, history.freeze_each(cuts, 3), strict=True):
+        want = history.freeze(cut, 3)
+        assert got.cut_ms == cut
+        for name in ("ptr", "nbr", "count", "orders"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    assert history.freeze_each([], 3) == []
+
+
 def test_freeze_keeps_the_most_frequent_for_how_often_the_partner_is_bought() -> None:
     history = History.of([random_log(2)], GraphLimits())
     full, few = history.freeze(1000, 100), history.freeze(1000, 3)

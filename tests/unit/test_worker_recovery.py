@@ -20,6 +20,7 @@ from freshet.store.snapshot_places import FolderPlace
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.decode import decode
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
 from freshet.stream.kafka_errors import OffsetGap
 from freshet.stream.membership import Alone, Listener, TopicPartition
@@ -193,6 +194,28 @@ def fresh(world: World) -> Worker:
     other = World(world.folder.parent / "empty")
     other.log = world.log
     return worker(other)
+
+
+def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> None:
+    old = some(0, 40)
+    records = [Record(NAMES.view, 0, i, NOW, encode_record_key(e), encode(e)) for i, e in enumerate(old)]
+    columns = decode(records, topics.kinds(NAMES)).columns
+    world.publish(*some(40, 10))
+    first = worker(world)  # whose next round of snapshots would be due in thirty years
+    first.backfill([columns], len(old), lambda: False)
+    run(first)  # and it ends as by SIGKILL
+    assert first.snapshots is not None and first.snapshots.status()["due"] == 0
+    assert first.snapshots.taken == PARTITIONS + 1
+    second = run(worker(world))
+    assert canonical(second.graph) == canonical(first.graph)
+    assert set(second.graph.users.all_names()) > {e.user_id for e in some(40, 10)}
+
+
+def test_a_worker_that_serves_nothing_ends_at_once(world: World) -> None:
+    made = worker(world)
+    made.stop()  # it was asked to stop before its first turn: there is nothing to take a snapshot of
+    assert made.ended
+    assert not list(world.folder.glob("*"))
 
 
 def test_offsets_of_the_group_do_not_decide_where_reading_begins(world: World) -> None:

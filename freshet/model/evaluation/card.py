@@ -52,13 +52,14 @@ def make_card(
     config = config or CardConfig()
     cut, window_ms = bundle.cut_ms + 1, int(config.window_days * DAY_MS)
     settings = EvaluateConfig(users_max=config.users_max, resamples=config.resamples, seed=config.seed)
+    entries = _entries(bundle, with_ranker)
     windows: dict[str, Any] = {}
     slices: dict[str, Any] = {}
     for nth, name in enumerate(("validation", "test")):
         start = cut + nth * window_ms
         asked = Windows(cut, Window(start, start + window_ms), None, start)
         try:
-            run = evaluate(history, asked, _entries(bundle, with_ranker), settings, "purchases", progress)
+            run = evaluate(history, asked, entries, settings, "purchases", progress)
         except WindowError:
             continue
         if run.ranked:
@@ -77,14 +78,15 @@ def make_card(
 
 def _entries(bundle: Bundle, with_ranker: bool) -> list[Entry]:
     name = "two_tower" if bundle.kind == "trained" else "day_zero"
+    towers = TwoTower(name, bundle)
     found = [
-        Entry(name, {"as it is": lambda: TwoTower(name, bundle)}),
+        Entry(name, {"as it is": lambda: towers}),
         Entry("popular_recent", {"30 days": lambda: Popularity("popular_recent", 30)}),
         Entry("own_history", {"counts": lambda: OwnHistory("own_history")}),
     ]
     if with_ranker:
-        ranker = lambda: FinalRanker("final_ranker", lambda history, until_ms: bundle, bundle.ranker)  # noqa: E731
-        found.insert(0, Entry("final_ranker", {"as it is": ranker}))
+        final = FinalRanker("final_ranker", lambda history, until_ms: bundle, bundle.ranker, towers=towers)
+        found.insert(0, Entry("final_ranker", {"as it is": lambda: final}))
     return found
 
 

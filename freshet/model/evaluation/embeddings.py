@@ -38,7 +38,8 @@ class TwoTower:
                 f"the bundle {self.name} was made of events up to {cut}, and training ends at {until}: "
                 "make it anew with --before, or move --train-before"
             )
-        self._towers, self._at = TowersAt.of(self.bundle, history), None
+        if self._towers is None or self._towers.history is not history:
+            self._towers, self._at = TowersAt.of(self.bundle, history), None
 
     def scores(self, users: I32, at_ms: int) -> F32:
         """See System."""

@@ -21,10 +21,12 @@ class FinalRanker:
 
     def __init__(
         self, name: str, make: MakeBundle, weights: RankerWeights | None = None,
-        config: FitRankerConfig | None = None, what: TargetsOf = "purchases",
+        config: FitRankerConfig | None = None, what: TargetsOf = "purchases", towers: TwoTower | None = None,
     ) -> None:  # fmt: skip
+        """`towers`: those of the bundle that `make` makes, where another system has read the catalogue for them."""
         self.name, self.make, self.weights, self.what = name, make, weights, what
         self.config = config or FitRankerConfig()
+        self._shared = towers
         self._towers: TwoTower | None = None
         self._history: History | None = None
         self.used: RankerWeights | None = None
@@ -36,7 +38,8 @@ class FinalRanker:
             at_ms = until_ms - int(self.config.window_days * DAY_MS)
             towers = TowersAt.of(self.make(history, at_ms), history)
             self.used = ranker_of(towers, history, at_ms, self.config, self.what)
-        self._history, self._towers = history, TwoTower(self.name, self.make(history, until_ms))
+        self._history = history
+        self._towers = self._shared or TwoTower(self.name, self.make(history, until_ms))
         self._towers.fit(history, until_ms)
 
     def scores(self, users: I32, at_ms: int) -> F32:

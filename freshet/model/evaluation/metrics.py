@@ -98,8 +98,8 @@ def mean_percentile(top: I32, percentile: F32, k: int) -> F64:
 
 def coverage(top: I32, k: int, products: int) -> float:
     """The share of the catalogue that is among the first k of any of the users."""
-    some = top[:, :k]
-    return float(np.unique(some[some >= 0]).shape[0]) / max(1, products)
+    some = np.where(top[:, :k] >= 0, top[:, :k], products)
+    return _distinct(some, products) / max(1, products)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class Resamples:
     def coverage_interval(self, top: I32, k: int, products: int, level: float = 0.95) -> F64:
         """Normal interval [2] of `coverage` with the bootstrap's standard deviation: a resample has fewer distinct
         users than the sample, so that its coverage is too low, but varies as much."""
-        some = [top[np.flatnonzero(row), :k] for row in self.count[:200]]  # enough for a standard deviation
-        found = np.array([np.unique(t[t >= 0]).shape[0] for t in some]) / max(1, products)
+        some = np.where(top[:, :k] >= 0, top[:, :k], products)  # a place past the end takes what is empty
+        found = np.array([_distinct(some[row > 0], products) for row in self.count[:200]]) / max(1, products)
         half = float(_normal_quantile(level)) * float(found.std())
         at = coverage(top, k, products)
         return np.array([max(0.0, at - half), min(1.0, at + half)])
@@ -144,6 +144,13 @@ def percentile_interval(means: F64, level: float = 0.95) -> F64:
     tail = 50.0 * (1.0 - level)
     found: F64 = np.nanpercentile(means, [tail, 100.0 - tail], axis=0)
     return found
+
+
+def _distinct(numbers: NDArray[np.integer], size: int) -> int:
+    """How many of 0 to `size` - 1 are among `numbers`: a mark each, which is ten times as fast as `np.unique`."""
+    there = np.zeros(size + 1, dtype=np.bool_)
+    there[numbers] = True
+    return int(np.count_nonzero(there[:size]))
 
 
 def _normal_quantile(level: float) -> float:

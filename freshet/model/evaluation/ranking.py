@@ -49,9 +49,12 @@ def first_ranks(scores: F32, ties: I32, owner: NDArray[np.int64], product: I32) 
     order = np.lexsort((ties[product], -score, owner))
     rows, first = np.unique(owner[order], return_index=True)
     best, tie = score[order][first], ties[product][order][first]
-    found = scores[rows]
-    ahead = (found > best[:, None]).sum(axis=1)
-    level = found == best[:, None]
-    level &= ties[None, :] < tie[:, None]
-    out[rows] = np.where(best > -np.inf, 1 + ahead + level.sum(axis=1), 0)
+    found = scores[rows] if rows.shape[0] < scores.shape[0] else scores
+    ahead = np.count_nonzero(found > best[:, None], axis=1)
+    level = np.count_nonzero(found == best[:, None], axis=1)
+    shared = np.flatnonzero(level > 1)  # mostly nobody: then the ties need not be looked at
+    ahead[shared] += np.count_nonzero(
+        (found[shared] == best[shared, None]) & (ties[None, :] < tie[shared, None]), axis=1
+    )
+    out[rows] = np.where(best > -np.inf, 1 + ahead, 0)
     return out
