@@ -154,6 +154,7 @@ class PartitionConsumer:
         self._weather = Weather("consumer")
         self._monotonic = monotonic
         self._timeout_s = settings.request_timeout_ms / 1e3
+        self.grace_s = settings.recheck_grace_ms / 1e3
         self._embedded: bool | None = None
         self._assigned: dict[TopicPartition, int] = {}
         self._recheck_at = 0.0
@@ -335,7 +336,7 @@ class PartitionConsumer:
             self._compare(positions, RECHECK_TIMEOUT_S)
         except (OffsetGap, UnknownTopic):
             self._doubt_since = now if self._doubt_since is None else self._doubt_since
-            if (now - self._doubt_since) * 1e3 >= self.settings.recheck_grace_ms:
+            if now - self._doubt_since >= self.grace_s:
                 raise
         except KafkaError:  # still no answer, or none yet that means anything
             self._doubt_since = None

@@ -22,12 +22,13 @@ logger = logging.getLogger("freshet.reading")
 
 T = TypeVar("T")
 ASK_AGAIN_S = 0.5
-TOPIC_GRACE_S = 60.0
-"""So long a cluster that was restarted as a whole may not know its topics: three brokers on two cores took over 15."""
 
 
 class Source(Protocol):
-    """Records of given partitions from given offsets; `kafka.PartitionConsumer` is one."""
+    """Records of given partitions from given offsets; `kafka.PartitionConsumer` is one. `grace_s`: so long a broker has
+    to say that a topic is gone before it is believed."""
+
+    grace_s: float
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None: ...
 
@@ -126,7 +127,7 @@ class Reading:
 
     def _insist(self, ask: Callable[[], T]) -> T:
         """Ask the broker until it answers. One that has just come back may not know its topics yet, so that they are
-        gone is believed only when it still says so after `TOPIC_GRACE_S`. Raises Stopped."""
+        gone is believed only when it still says so after `grace_s`. Raises Stopped."""
         doubted_until: float | None = None
         while True:
             try:
@@ -135,7 +136,7 @@ class Reading:
                 logger.warning("%s", e)
             except UnknownTopic:
                 now = self._monotonic()
-                doubted_until = now + TOPIC_GRACE_S if doubted_until is None else doubted_until
+                doubted_until = now + self.source.grace_s if doubted_until is None else doubted_until
                 if now >= doubted_until:
                     raise
             if self._should_stop():

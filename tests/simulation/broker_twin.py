@@ -58,6 +58,8 @@ class Broker:
 class Source:
     """A `worker.Source` and its `membership.Commits`, of one process. Without a process it meets no faults."""
 
+    grace_s = 60.0
+
     def __init__(self, broker: Broker, process: Process, group: str, batch_max: int = 8) -> None:
         self.broker = broker
         self._offsets = broker.offsets.setdefault(group, {})

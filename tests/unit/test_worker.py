@@ -32,6 +32,8 @@ PLACE = ("view", 0)
 class Broker:
     """A consumer and a producer in one; deliveries can be made to fail or to stay open."""
 
+    grace_s = 60.0
+
     def __init__(self) -> None:
         self.log: list[Record] = []
         self.at = 0

@@ -83,6 +83,8 @@ class World:
 class Reader:
     """The consumer of one worker; `polled` is every offset it was given."""
 
+    grace_s = 60.0
+
     def __init__(self, world: World) -> None:
         self.world, self.at, self.polled = world, {}, []  # type: ignore[var-annotated]
 
