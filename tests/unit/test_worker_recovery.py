@@ -22,9 +22,10 @@ from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.decode import decode
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
-from freshet.stream.kafka_errors import OffsetGap
+from freshet.stream.kafka_errors import OffsetGap, UnknownTopic
 from freshet.stream.membership import Alone, Listener, TopicPartition
 from freshet.stream.ownership import Ownership
+from freshet.stream.reading import Reading
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.rewriting import users_scope
 from freshet.stream.roles import Role
@@ -205,12 +206,37 @@ def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> 
     world.publish(*some(40, 10))
     first = worker(world)  # whose next round of snapshots would be due in thirty years
     first.backfill([columns], len(old), lambda: False)
+    assert first.snapshots is not None
+    first.snapshots.turn({}, {})  # as while it catches up, when nothing is whole yet
     run(first)  # and it ends as by SIGKILL
-    assert first.snapshots is not None and first.snapshots.status()["due"] == 0
+    assert first.snapshots.status()["due"] == 0
     assert first.snapshots.taken == PARTITIONS + 1
     second = run(worker(world))
     assert canonical(second.graph) == canonical(first.graph)
     assert set(second.graph.users.all_names()) > {e.user_id for e in some(40, 10)}
+
+
+@pytest.mark.parametrize("unknown_s", [59.0, 61.0])
+def test_a_topic_is_believed_to_be_gone_after_the_grace_and_not_before(world: World, unknown_s: float) -> None:
+    now = [0.0]
+
+    class Restarted(Reader):
+        def watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+            if now[0] < unknown_s:
+                raise UnknownTopic("topic view")
+            return super().watermarks(partitions)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    alone = Alone(PARTITIONS, world)
+    reading = Reading(Restarted(world), alone, None, monotonic=lambda: now[0], sleep=sleep)
+    if unknown_s < Restarted.grace_s:
+        assert reading.read(users_scope(0), [(NAMES.view, 0)])
+    else:
+        with pytest.raises(UnknownTopic, match="topic view"):
+            reading.read(users_scope(0), [(NAMES.view, 0)])
+        assert now[0] == Restarted.grace_s
 
 
 def test_a_worker_that_serves_nothing_ends_at_once(world: World) -> None:

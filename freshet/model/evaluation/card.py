@@ -85,7 +85,7 @@ def _entries(bundle: Bundle, with_ranker: bool) -> list[Entry]:
         Entry("own_history", {"counts": lambda: OwnHistory("own_history")}),
     ]
     if with_ranker:
-        final = FinalRanker("final_ranker", lambda history, until_ms: bundle, bundle.ranker, towers=towers)
+        final = FinalRanker("final_ranker", towers, bundle.ranker)
         found.insert(0, Entry("final_ranker", {"as it is": lambda: final}))
     return found
 

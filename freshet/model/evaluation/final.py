@@ -20,13 +20,14 @@ class FinalRanker:
     all of it."""
 
     def __init__(
-        self, name: str, make: MakeBundle, weights: RankerWeights | None = None,
-        config: FitRankerConfig | None = None, what: TargetsOf = "purchases", towers: TwoTower | None = None,
+        self, name: str, make: MakeBundle | TwoTower, weights: RankerWeights | None = None,
+        config: FitRankerConfig | None = None, what: TargetsOf = "purchases",
     ) -> None:  # fmt: skip
-        """`towers`: those of the bundle that `make` makes, where another system has read the catalogue for them."""
+        """`make`: what makes a bundle, or towers that are made, which need `weights`."""
+        if isinstance(make, TwoTower) and weights is None:
+            raise ValueError("a ranker is fitted with towers of an earlier time: give what makes them, or weights")
         self.name, self.make, self.weights, self.what = name, make, weights, what
         self.config = config or FitRankerConfig()
-        self._shared = towers
         self._towers: TwoTower | None = None
         self._history: History | None = None
         self.used: RankerWeights | None = None
@@ -35,11 +36,13 @@ class FinalRanker:
         """See System."""
         self.used = self.weights
         if self.used is None:
+            assert not isinstance(self.make, TwoTower), "checked when it was made"
             at_ms = until_ms - int(self.config.window_days * DAY_MS)
             towers = TowersAt.of(self.make(history, at_ms), history)
             self.used = ranker_of(towers, history, at_ms, self.config, self.what)
         self._history = history
-        self._towers = self._shared or TwoTower(self.name, self.make(history, until_ms))
+        made = self.make
+        self._towers = made if isinstance(made, TwoTower) else TwoTower(self.name, made(history, until_ms))
         self._towers.fit(history, until_ms)
 
     def scores(self, users: I32, at_ms: int) -> F32:
