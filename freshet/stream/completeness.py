@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from freshet.store.embeddings import ServingState
-from freshet.stream.rewriting import ITEMS, Rewrites, partition_in, users_scope
+from freshet.stream.rewriting import ITEMS, Rewrites, every_scope, partition_in
 from freshet.stream.sink import Sink
 from freshet.stream.updater import Updater
 
@@ -139,8 +139,7 @@ class Completeness:
         if not self._leave(scope, whole=True):
             return
         self.whole.add(scope)
-        every = (ITEMS, *(users_scope(p) for p in range(self._partitions)))
-        if all(scope in self.whole or self._is_whole(scope) for scope in every):
+        if all(scope in self.whole or self._is_whole(scope) for scope in every_scope(self._partitions)):
             self.sink.insist(lambda: self.serving.set_current(self.sink.model_version))
 
     def _leave(self, scope: str, whole: bool) -> bool:

@@ -23,6 +23,11 @@ def users_scope(partition: int) -> str:
     return f"users-{partition}"
 
 
+def every_scope(partitions: int) -> list[str]:
+    """All that is served of a shop whose users are in so many partitions."""
+    return [ITEMS, *map(users_scope, range(partitions))]
+
+
 def partition_in(scope: str) -> int:
     """The inverse of `users_scope`."""
     return int(scope.removeprefix("users-"))

@@ -23,6 +23,7 @@ from freshet.stream.decode import DecodeLimits, decode
 from freshet.stream.events import Kind
 from freshet.stream.kafka import PartitionConsumer
 from freshet.stream.placement import Placement
+from freshet.stream.rewriting import every_scope
 from freshet.stream.worker_status import combined, read_statuses
 
 ATOL = 1e-5
@@ -74,7 +75,8 @@ def wait_until_quiet(
 ) -> dict[str, Any]:  # fmt: skip
     """Wait until the workers have applied all that the topics hold now and owe nobody an update.
 
-    Returns their status. Raises NotQuiet after `timeout_s`.
+    A partition on its way from one worker to another counts as behind: what the worker of items has read of it says
+    nothing about its users and its dead letters. Returns their status. Raises NotQuiet after `timeout_s`.
     """
     end = monotonic() + timeout_s
     status: dict[str, Any] = {}
@@ -84,7 +86,9 @@ def wait_until_quiet(
         statuses = read_statuses(serving, version)
         status = combined(statuses) if statuses else {}
         positions = status.get("positions", {})
-        behind = [f"{k} at {positions.get(k, 0)} of {high}" for k, high in goal.items() if positions.get(k, 0) < high]
+        every = every_scope(status["partitions"]) if status else []
+        behind = [f"{scope} is served by nobody" for scope in every if scope not in status["serves"]]
+        behind += [f"{k} at {positions.get(k, 0)} of {high}" for k, high in goal.items() if positions.get(k, 0) < high]
         owed = sum(status.get(name, 0) for name in ("ripples_waiting", "rewrites_waiting", "undelivered"))
         if status.get("state") in ("live", "stopped") and not behind and not owed:
             behind = _behind_with_states(status, inputs, consumer)

@@ -55,6 +55,7 @@ def status_of(worker: Worker, now_ms: int) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in totals.seconds.items()},
         "positions": {f"{t}/{p}": offset for (t, p), offset in sorted(reading.positions.items())},
         "serves": sorted(worker.completeness.serves),
+        "partitions": sink.ownership.partitions,
         "stopped": reading.stopped,
         "snapshots": None if snapshots is None else snapshots.status(),
     }
