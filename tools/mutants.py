@@ -107,7 +107,7 @@ MUTANTS = (
     ),
     Mutant(
         "readers are pointed to a version before all of it is there", "freshet/stream/completeness.py",
-        "        if all(scope in self.whole or self._is_whole(scope) for scope in every):", "        if True:",
+        "        if all(scope in self.whole or self._is_whole(scope) for scope in every_scope(self._partitions)):", "        if True:",
     ),
     Mutant(
         "is served before it has caught up", "freshet/stream/worker.py",
