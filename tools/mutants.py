@@ -60,6 +60,23 @@ MUTANTS = (
         "        polled = self.reading.poll(self.settings.poll_records_max)\n        self._commit_if_delivered()\n",
     ),
     Mutant(
+        "commits while values are on their way", "freshet/stream/worker.py",
+        "            self.sink.settle()  # which may send the changelog of users\n", "            pass\n",
+    ),
+    Mutant(
+        "deletes who is on the way", "freshet/stream/sink.py",
+        "        self.settle()  # a value on its way is older than its deletion, and would count as refused after it\n", "",
+    ),
+    Mutant(
+        "a scope is whole while its last values are on their way", "freshet/stream/completeness.py",
+        "        self.sink.settle()\n        if self._sentinel(scope)", "        if self._sentinel(scope)",
+    ),
+    Mutant(
+        "a refused value takes a partition that was gained anew", "freshet/stream/sink.py",
+        "if fence is not None and fence == fences.get(partition):", "if fence is not None:",
+        "tests/unit/test_updater.py",
+    ),
+    Mutant(
         "commits before dead letters are delivered", "freshet/stream/worker.py",
         "        if not len(self.producer):\n            self._commit_now(offsets)",
         "        if True:\n            self._commit_now(offsets)",

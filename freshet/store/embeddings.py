@@ -7,7 +7,7 @@ a write: its `seq` stays for a while where the value was, so that no older value
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,11 @@ class StoreUnavailable(FreshetError):
     """The store does not answer, or cannot take writes for now; what was to be written should be kept."""
 
 
+Landing = Callable[[], NDArray[np.bool_]]
+"""Waits until values that are on their way have been written, and returns what `upsert` does. Raises what it raises;
+called again it writes all of them again."""
+
+
 class EmbeddingStore(Protocol):
     """Values of users by model version."""
 
@@ -29,6 +34,14 @@ class EmbeddingStore(Protocol):
 
         Of a user given twice the greater `seq` stays. Raises ValueError where n differs, StoreUnavailable; after
         the latter some values may have been written, and writing all of them again is right.
+        """
+        ...
+
+    def begin_upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> Landing:
+        """Send n values on their way, and return what waits for them: the store works while the caller does.
+
+        Until they have landed any of them may be there or not. Raises ValueError where n differs, and nothing else:
+        a store that is away is for the landing to tell.
         """
         ...
 

@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store.embeddings import check_lengths
+from freshet.store.embeddings import Landing, check_lengths
 from freshet.store.value import Seq, seq_text
 
 
@@ -34,6 +34,11 @@ class MemoryEmbeddingStore:
                 self._guards.pop((model_version, _nameless(user)), None)
             stale[i] = new < held
         return stale
+
+    def begin_upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> Landing:
+        """See `EmbeddingStore.begin_upsert`: they are there at once."""
+        stale = self.upsert(model_version, user_ids, values)
+        return lambda: stale
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""

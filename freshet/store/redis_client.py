@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from typing import Any, TypeVar
@@ -76,6 +77,11 @@ class _Servers(ABC):
     def pipelined(self, calls: Sequence[tuple[int, Command]]) -> list[Any]:
         """The answers to calls, each given with its slot."""
 
+    def begin(self, calls: Sequence[tuple[int, Command]]) -> Callable[[], list[Any]]:
+        """Send calls, and return what waits for their answers; where that takes several servers, wait first."""
+        answers = self.pipelined(calls)
+        return lambda: answers
+
     @abstractmethod
     def call(self, command: Command) -> Any:
         """The answer to one command with a key."""
@@ -100,7 +106,10 @@ class _Single(_Servers):
         self._redis: Any = client
 
     def pipelined(self, calls: Sequence[tuple[int, Command]]) -> list[Any]:
-        return _pipelined(self._redis, [command for _, command in calls])
+        return self.begin(calls)()
+
+    def begin(self, calls: Sequence[tuple[int, Command]]) -> Callable[[], list[Any]]:
+        return _begun(self._redis, [command for _, command in calls])
 
     def call(self, command: Command) -> Any:
         return self._redis.execute_command(*command)
@@ -137,7 +146,7 @@ class _Cluster(_Servers):
         answers: list[Any] = [None] * len(calls)
         for name, places in placed.items():
             client = cluster.get_redis_connection(nodes[name])
-            for place, answer in zip(places, _pipelined(client, [calls[p][1] for p in places]), strict=True):
+            for place, answer in zip(places, _begun(client, [calls[p][1] for p in places])(), strict=True):
                 if isinstance(answer, (AskError, TryAgainError)):  # the slot has moved, or is on its way
                     answer = cluster.execute_command(*calls[place][1], target_nodes=nodes[name])
                 answers[place] = answer
@@ -177,15 +186,42 @@ class _Cluster(_Servers):
         return self._made
 
 
-def _pipelined(client: Any, commands: Sequence[Command]) -> list[Any]:
-    """The answers of one server; raises the first error that is not about where a slot is."""
-    pipe = client.pipeline(transaction=False)
-    for command in commands:
-        pipe.execute_command(*command)
-    answers: list[Any] = pipe.execute(raise_on_error=False)  # it would put the script into the error
-    for answer in answers:
-        if isinstance(answer, redis.RedisError) and not isinstance(answer, (AskError, TryAgainError)):
-            raise answer
+def _begun(client: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
+    """Send commands to one server; what is returned reads the answers, once, and raises the first error that is not
+    about where a slot is.
+
+    A pipeline of the client library would wait for the answers at once.
+    """
+    pool = client.connection_pool
+    connection = pool.get_connection()
+
+    @contextmanager
+    def unless_broken() -> Iterator[None]:
+        """A connection of which answers may still come is not used again."""
+        try:
+            yield
+        except BaseException:
+            connection.disconnect()
+            pool.release(connection)
+            raise
+
+    with unless_broken():
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    def answers() -> list[Any]:
+        found: list[Any] = []
+        with unless_broken():
+            for _ in commands:
+                try:
+                    found.append(connection.read_response())
+                except redis.ResponseError as e:
+                    found.append(e)
+        pool.release(connection)
+        for answer in found:
+            if isinstance(answer, redis.RedisError) and not isinstance(answer, (AskError, TryAgainError)):
+                raise answer
+        return found
+
     return answers
 
 
@@ -219,14 +255,27 @@ class RedisClient:
     def pipelined(self, calls: Sequence[tuple[int, Command]]) -> list[Any]:
         """The answers to calls in one round trip a server, each given with its slot (0 unless `slotted`)."""
 
-        def travel() -> list[Any]:
-            answers = self._servers.pipelined(calls)
-            for answer in answers:
-                if isinstance(answer, redis.RedisError):
-                    raise answer
-            return answers
+        return self._attempt(lambda: _checked(self._servers.pipelined(calls)))
 
-        return self._attempt(travel)
+    def begin(self, calls: Sequence[tuple[int, Command]]) -> Callable[[], list[Any]]:
+        """Send calls without waiting for the answers; what is returned does, as `pipelined`.
+
+        Raises nothing: where something fails then or now, all calls are made again. So they are when it is called
+        a second time.
+        """
+        begun: Callable[[], list[Any]] | None = None
+        with suppress(*_ERRORS):
+            begun = self._servers.begin(calls)
+
+        def answers() -> list[Any]:
+            nonlocal begun
+            first, begun = begun, None
+            if first is not None:
+                with suppress(*_ERRORS):
+                    return _checked(first())
+            return self.pipelined(calls)
+
+        return answers
 
     def scan(self, pattern: str) -> Iterator[bytes]:
         """Every key that matches, some twice.
@@ -360,6 +409,14 @@ def _opened(settings: RedisSettings, address: RedisAddress) -> _Servers:
     sentinel = Sentinel(address.hosts, sentinel_kwargs={"retry": once, **waits, **own, **secured})
     options = {"retry": once, "db": address.db, **waits, **login, **secured}
     return _Single(sentinel.master_for(address.service, **options))
+
+
+def _checked(answers: list[Any]) -> list[Any]:
+    """These answers. Raises the first that is an error."""
+    for answer in answers:
+        if isinstance(answer, redis.RedisError):
+            raise answer
+    return answers
 
 
 def _code(e: Exception) -> str:

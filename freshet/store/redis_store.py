@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
-from freshet.store.embeddings import check_lengths
+from freshet.store.embeddings import Landing, check_lengths
 from freshet.store.redis_client import Command, RedisClient, slot_of, tags
 from freshet.store.redis_settings import RedisSettings
 from freshet.store.value import SEQ_CHARS, SEQ_DIGITS, SEQ_PLACE, Seq
@@ -85,6 +85,7 @@ redis.call('SET', KEYS[1], string.format('%.0f', token))
 return token
 """
 
+
 class Part(NamedTuple):
     """What shares a call: its keys, their places among all, and what keys of deletions begin with (on a cluster a
     hash tag, which makes them fall into the slot of the keys)."""
@@ -119,6 +120,10 @@ class RedisStore:
 
     def upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> NDArray[np.bool_]:
         """See `EmbeddingStore.upsert`."""
+        return self.begin_upsert(model_version, user_ids, values)()
+
+    def begin_upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> Landing:
+        """See `EmbeddingStore.begin_upsert`. Of a large write the first trip is on its way, on a cluster none is."""
         check_lengths(user_ids, values)
         keys, ttl_s = self._user_keys(model_version, user_ids), self.settings.ttl_s or 0
         guards = self._key(f"{model_version}:gone:")
@@ -127,15 +132,17 @@ class RedisStore:
             # Every call brings the script along, a hundredth of its bytes: no server can have forgotten it.
             return "EVAL", UPSERT, len(part.keys), *part.keys, ttl_s, guards + part.tag, *part.of(values)
 
-        return self._refused(keys, write)
+        return self._begin(keys, write)
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""
         keys = self._user_keys(model_version, user_ids)
         found: list[bytes | None] = [None] * len(keys)
-        for part, values in self._calls(keys, lambda part: ("MGET", *part.keys)):
-            for place, value in zip(part.places, values, strict=True):
-                found[place] = value
+        for parts in self._trips(keys):
+            answers = self._client.pipelined([(part.slot, ("MGET", *part.keys)) for part in parts])
+            for part, values in zip(parts, answers, strict=True):
+                for place, value in zip(part.places, values, strict=True):
+                    found[place] = value
         return found
 
     def delete(self, model_version: str, user_ids: Sequence[str], seq: Seq) -> NDArray[np.bool_]:
@@ -146,7 +153,7 @@ class RedisStore:
         def write(part: Part) -> Command:
             return "EVAL", DELETE, len(part.keys), *part.keys, guard_s, guards + part.tag, seq.text()
 
-        return self._refused(keys, write)
+        return self._begin(keys, write)()
 
     def user_ids(self, model_version: str) -> Iterator[str]:
         """See `EmbeddingStore.user_ids`."""
@@ -197,29 +204,37 @@ class RedisStore:
         raw: bytes | None = self._client.call("GET", self._key(rest))
         return None if raw is None else raw.decode()
 
-    def _refused(self, keys: Sequence[str], make: Callable[[Part], Command]) -> NDArray[np.bool_]:
-        """Make calls that answer with the places (from 1) that they refused; [keys] bool."""
-        stale = np.zeros(len(keys), dtype=np.bool_)
-        for part, refused in self._calls(keys, make):
-            stale[[part.places[place - 1] for place in refused]] = True
-        return stale
+    def _begin(self, keys: Sequence[str], make: Callable[[Part], Command]) -> Landing:
+        """Begin calls that answer with the places (from 1) that they refused; the landing returns [keys] bool."""
+        trips = list(self._trips(keys))
 
-    def _calls(self, keys: Sequence[str], make: Callable[[Part], Command]) -> Iterator[tuple[Part, Any]]:
-        """Make calls over parts of the keys, some a round trip; each part with its answer."""
+        def calls(parts: Sequence[Part]) -> list[tuple[int, Command]]:
+            return [(part.slot, make(part)) for part in parts]
+
+        begun = self._client.begin(calls(trips[0])) if trips else list
+
+        def land() -> NDArray[np.bool_]:
+            stale = np.zeros(len(keys), dtype=np.bool_)
+            for i, parts in enumerate(trips):
+                answers = self._client.pipelined(calls(parts)) if i else begun()
+                for part, refused in zip(parts, answers, strict=True):
+                    stale[[part.places[place - 1] for place in refused]] = True
+            return stale
+
+        return land
+
+    def _trips(self, keys: Sequence[str]) -> Iterator[list[Part]]:
+        """The parts of the keys whose calls share a round trip."""
         trip: list[Part] = []
         room = most = CALLS_PER_TRIP * self.settings.keys_per_call
         for part in self._parts(keys):
             if room < len(part.keys):
-                yield from self._trip(trip, make)
+                yield trip
                 trip, room = [], most
             trip.append(part)
             room -= len(part.keys)
-        yield from self._trip(trip, make)
-
-    def _trip(self, parts: Sequence[Part], make: Callable[[Part], Command]) -> Iterator[tuple[Part, Any]]:
-        if parts:
-            calls = [(part.slot, make(part)) for part in parts]
-            yield from zip(parts, self._client.pipelined(calls), strict=True)
+        if trip:
+            yield trip
 
     def _parts(self, keys: Sequence[str]) -> Iterator[Part]:
         """What shares a call: `keys_per_call` keys at most, on a cluster of one slot; in their order."""

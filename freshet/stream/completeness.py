@@ -130,6 +130,7 @@ class Completeness:
 
     def _note_whole(self, scope: str) -> None:
         """All of a scope was written; unless the store has lost it meanwhile, say so beside its values."""
+        self.sink.settle()
         if self._sentinel(scope) != self._left.get(scope):
             self._write_again(scope)
             return

@@ -7,8 +7,8 @@ write that is repeated, or that comes from a worker that has been replaced, chan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.columns import F32, I32
-from freshet.store.embeddings import EmbeddingStore, NamedBlobs, StoreUnavailable
+from freshet.store.embeddings import EmbeddingStore, Landing, NamedBlobs, StoreUnavailable
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
@@ -63,8 +63,22 @@ class SinkSettings:
     retry_ms_max: float = 2_000.0
 
 
+@dataclass
+class _Flight:
+    """Values of users on their way to the store, and the tokens that they carry."""
+
+    names: list[str]
+    values: list[bytes]
+    fences: dict[int, int]
+    land: Landing
+    then: list[Callable[[], None]] = field(default_factory=list)
+
+
 class Sink:
     """Writes embeddings of one model version: users with the token of their partition, all else with `fence`.
+
+    Values of users travel while the worker goes on, one batch at a time; `settle` waits for them. Whatever depends on
+    their being there (a commit, a sentinel, a deletion, a status) settles first.
 
     What the store refuses is another worker's by now: the partition is dropped from `ownership` and noted in
     `refused` (or `refused_own` for the worker's own token), for the worker to act on after its step.
@@ -106,6 +120,7 @@ class Sink:
         self.interrupted = False
         """Whether the store was away since somebody last asked: what it holds is to be looked at."""
         self.unavailable_since: float | None = None
+        self._flight: _Flight | None = None
         self._step = 0
         self._packed = PackedNames(graph.products)
         self._wall = wall
@@ -144,21 +159,44 @@ class Sink:
         self._src_offset[users] = [r.offset for r in named]
 
     def write_users(self, users: I32, vectors: F32) -> None:
-        """Write the embeddings [n, dim] of users [n], all of them owned; returns when they can be read."""
+        """Send the embeddings [n, dim] of users [n], all of them owned, on their way; `settle` waits for them."""
         if not users.shape[0]:
             return
         self._reserve()
         names = [name or "" for name in self.graph.users.names(users)]
         values = self._values(users, vectors)
-        self._note_refused(names, self.insist(lambda: self.store.upsert(self.model_version, names, values)))
-        self._publish_users(names, values)
+        self.settle()
+        land = self.store.begin_upsert(self.model_version, names, values)
+        self._flight = _Flight(names, values, dict(self.ownership.fences), land)
 
-    def _note_refused(self, names: Sequence[str], stale: NDArray[np.bool_]) -> None:
-        """Drop the partitions of the users that the store refused; `stale` [n] says which of `names` [n]."""
+    def settle(self) -> None:
+        """Wait until every value that was sent can be read. Raises Stopped."""
+        flight = self._flight
+        if flight is None:
+            return
+        stale = self.insist(flight.land)
+        self._flight = None
+        self._note_refused(flight.names, stale, flight.fences)
+        self._publish_users(flight.names, flight.values)
+        for act in flight.then:
+            act()
+
+    def when_settled(self, act: Callable[[], None]) -> None:
+        """Do this when every value that was sent so far can be read."""
+        if self._flight is None:
+            act()
+        else:
+            self._flight.then.append(act)
+
+    def _note_refused(self, names: Sequence[str], stale: NDArray[np.bool_], fences: Mapping[int, int]) -> None:
+        """Drop the partitions of the users that the store refused; `stale` [n] says which of `names` [n].
+
+        `fences` are the tokens that were refused: a partition that was gained anew meanwhile has another one."""
         for place in np.flatnonzero(stale).tolist():
             partition = self.ownership.of_name(names[place])
-            if partition in self.ownership.fences:
-                self.refused[partition] = self.ownership.fences[partition]
+            fence = self.ownership.fences.get(partition)
+            if fence is not None and fence == fences.get(partition):
+                self.refused[partition] = fence
                 self.ownership.drop(partition)
 
     def _publish_users(self, names: Sequence[str], values: Sequence[bytes | None]) -> None:
@@ -169,6 +207,9 @@ class Sink:
 
     def forget_users(self, names: Sequence[str]) -> None:
         """Delete the embeddings of those of these users that are owned."""
+        if not names:
+            return
+        self.settle()  # a value on its way is older than its deletion, and would count as refused after it
         by_partition: dict[int, list[str]] = {}
         for name in names:
             by_partition.setdefault(self.ownership.of_name(name), []).append(name)
@@ -181,7 +222,7 @@ class Sink:
             def delete(mine: list[str] = mine, seq: Seq = seq) -> NDArray[np.bool_]:
                 return self.store.delete(self.model_version, mine, seq)
 
-            self._note_refused(mine, self.insist(delete))
+            self._note_refused(mine, self.insist(delete), {partition: fence})
             self._publish_users(mine, [None] * len(mine))
 
     def held_users(self) -> Iterator[str]:

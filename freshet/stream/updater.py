@@ -92,8 +92,12 @@ class Updater:
         self._last_wave: dict[str, float] = {}
         self._items_left = 0
 
-    def step(self, records: Sequence[Record]) -> Decoded:
-        """Bring everything that `records` touched directly up to date; returns what was decoded and rejected."""
+    def step(self, records: Sequence[Record], more: bool = False) -> Decoded:
+        """Bring everything that `records` touched directly up to date; returns what was decoded and rejected.
+
+        With `more` to be done at once, what was written may still be on its way (`Sink.settle`): the store takes it
+        in while the next batch is worked on.
+        """
         with self._stage("decode"):
             decoded = decode(records, self.kinds, self.limits)
         with self._stage("apply"):
@@ -110,6 +114,8 @@ class Updater:
         with self._stage("write"):
             self.sink.write_users(users, vectors)
             self.sink.forget_users(touched.forgotten_ids)
+            if not more:
+                self.sink.settle()
         if self.role.writes_items:
             with self._stage("new products"):
                 self.publish_states(np.union1d(affected.x_products, affected.inner_products))
@@ -157,6 +163,7 @@ class Updater:
         self.rebuild()
         self.write_users(np.arange(len(self.graph.users), dtype=np.int32))
         self.write_products(np.arange(len(self.graph.products), dtype=np.int32))
+        self.sink.settle()
 
     def write_users(self, users: I32) -> None:
         """Encode and write those of these users that are owned and have a name."""
@@ -241,6 +248,7 @@ class Updater:
             self.ripple(100.0, idle=True)
             if progress:
                 progress(self.ripples.waiting)
+        self.sink.settle()
 
     def staleness_ms(self) -> float:
         """Age of the oldest change that some embedding does not show yet; 0 when all are exact."""
@@ -268,4 +276,3 @@ class Updater:
         start = self._monotonic()
         yield
         self.totals.seconds[name] = self.totals.seconds.get(name, 0.0) + self._monotonic() - start
-

@@ -201,7 +201,7 @@ class Worker:
         polled = self.reading.poll(self.settings.poll_records_max)
         records = self._well_placed(self._take_states(polled))
         if records:
-            self._step(records)
+            self._step(records, len(polled) >= self.settings.poll_records_max)
         if self.gaining:
             self._serve_who_caught_up()
         if self._built:
@@ -233,13 +233,14 @@ class Worker:
         self.publish_status()
         self.membership.close()
 
-    def _step(self, records: list[Record]) -> None:
+    def _step(self, records: list[Record], more: bool) -> None:
         self._busy_at = self._monotonic()
         if not self._built:
             decoded = self.updater.absorb_records(records)
         else:
-            decoded = self.updater.step(records)
-            self.freshness.add(self._wall() * 1e3 - np.array([r.timestamp_ms for r in records], dtype=np.float64))
+            decoded = self.updater.step(records, more)
+            sent = np.array([r.timestamp_ms for r in records], dtype=np.float64)
+            self.sink.when_settled(lambda: self.freshness.add(self._wall() * 1e3 - sent))
         for record, rejection in decoded.rejections:
             self._send_dead_letter(record, rejection)
 
@@ -369,6 +370,7 @@ class Worker:
 
     def commit(self) -> None:
         """Flush what the steps so far sent, then commit their offsets."""
+        self.sink.settle()
         offsets = self._uncommitted()
         if offsets and self._flush():
             self._commit_now(offsets)
@@ -384,6 +386,8 @@ class Worker:
         if not offsets:
             return
         now = self._monotonic()
+        if not len(self.producer):
+            self.sink.settle()  # which may send the changelog of users
         if not len(self.producer):
             self._commit_now(offsets)
         elif now - self._committed_at > self.settings.commit_wait_ms / 1e3:
@@ -427,6 +431,7 @@ class Worker:
 
     def publish_status(self) -> None:
         """Write what the worker is doing where `freshet status` and `verify` find it."""
+        self.sink.settle()
         self.sink.write_blob(status_blob(self.name), msgspec.json.encode(self.status()), self.serving)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -123,6 +124,24 @@ def test_refusals_are_told_user_by_user(stores: Stores, monkeypatch: pytest.Monk
     found = stores.users.get("v1", users)
     assert [u for u, raw in zip(users, found, strict=True) if raw == value(2, 1)] == ahead
     assert found.count(value(1, 7)) == 25 - len(ahead)
+
+
+def test_what_is_on_its_way_has_landed_when_it_was_waited_for(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "CALLS_PER_TRIP", 2)
+    users = [f"u{i}" for i in range(25)]  # nine calls in five trips
+    stores.users.upsert("v1", users[:1], [value(1, 5)])
+    one = stores.users.begin_upsert("v1", users, [value(1, 1)] * 25)
+    other = stores.users.begin_upsert("v1", ["x"], [value(1, 1)])
+    assert stores.users.get("v1", users[:1]) == [value(1, 5)], "meanwhile the store can be used"
+    assert other().tolist() == [False]
+    assert one().tolist() == [True] + [False] * 24
+    assert stores.users.get("v1", [*users, "x"]) == [value(1, 5), *[value(1, 1)] * 25]
+    assert one().tolist() == [True] + [False] * 24, (
+        "waited for once more it is written once more, which changes nothing"
+    )
+    assert stores.users.begin_upsert("v1", [], [])().shape == (0,)
+    with pytest.raises(ValueError, match="2 users came with 1 values"):
+        stores.users.begin_upsert("v1", ["a", "b"], [value(1, 1)])
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
@@ -406,6 +425,38 @@ def test_a_server_that_is_away_is_waited_for_and_then_named(
     own.start()
     assert not store.upsert("v1", ["a"], [value(1, 2)]).any()
     assert store.get("v1", ["a"]) == [value(1, 2)]
+
+
+def test_what_is_on_its_way_to_a_server_that_goes_away_is_sent_again(own: EmbeddedRedis, opened: Opener) -> None:
+    store = opened(own.url, attempts=2, keys_per_call=2)
+    users = [f"u{i}" for i in range(9)]
+    assert not store.upsert("v1", users, [value(1, 0)] * 9).any()
+    assert own.process is not None
+    own.process.send_signal(signal.SIGSTOP)  # what is sent is taken by the kernel and answered by nobody
+    sent = store.begin_upsert("v1", users, [value(1, 1)] * 9)
+    own.kill()
+    sent_to_nobody = store.begin_upsert("v1", users, [value(1, 2)] * 9)
+    for landing in (sent, sent_to_nobody):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=rf"{own.port}.*start it"):
+                landing()
+    own.start()
+    assert not sent().any()
+    assert store.get("v1", users) == [value(1, 1)] * 9
+    assert not sent_to_nobody().any()
+    assert store.get("v1", users) == [value(1, 2)] * 9
+
+
+def test_what_a_server_refuses_on_its_way_is_told_when_it_is_waited_for(own: EmbeddedRedis, opened: Opener) -> None:
+    store = opened(own.url, attempts=1)
+    with redis.Redis.from_url(own.url) as client:
+        client.rpush("freshet:v1:user:a", "foreign")
+        landing = store.begin_upsert("v1", ["a"], [value(1, 1)])
+        with pytest.raises(FreshetError, match="choose another namespace"):
+            landing()
+        client.delete("freshet:v1:user:a")
+    assert landing().tolist() == [False]
+    assert store.get("v1", ["a"]) == [value(1, 1)]
 
 
 def test_a_server_that_was_started_again_is_another_incarnation(own: EmbeddedRedis, opened: Opener) -> None:

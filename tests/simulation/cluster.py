@@ -205,7 +205,7 @@ class Cluster:
         from freshet.store.embeddings import StoreUnavailable
 
         world, s = self.world, self.shape
-        store = RedisClient(self.redis, process, self.monitor.store)
+        store = RedisClient(self.redis, process, self.monitor.store, s.late_writes)
         process.parts["store"] = store
         role, name = process.role, process.name if process.role is Role.USERS else "worker"
         while True:

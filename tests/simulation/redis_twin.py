@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store.embeddings import StoreUnavailable
+from freshet.store.embeddings import Landing, StoreUnavailable
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
 from freshet.store.value import Seq
 from tests.simulation.world import Process, World
@@ -75,10 +75,11 @@ def _copied_dict(attributes: dict[str, object]) -> dict[str, object]:
 class RedisClient:
     """An `EmbeddingStore` and a `ServingState` of one process."""
 
-    def __init__(self, server: RedisServer, process: Process, watch: Callable[..., None]) -> None:
+    def __init__(self, server: RedisServer, process: Process, watch: Callable[..., None], late: bool = False) -> None:
         self.server = server
         self._process = process
         self._watch = watch
+        self.late = late
         self.incarnation_at = -1
         """Losses of the server when this client last asked for its incarnation."""
 
@@ -95,6 +96,20 @@ class RedisClient:
             return stale
 
         return self._call("upsert", write, len(user_ids))
+
+    def begin_upsert(self, model_version: str, user_ids: Sequence[str], values: Sequence[bytes]) -> Landing:
+        """See `EmbeddingStore.begin_upsert`: they land at the earliest moment, or at the last (with `late`)."""
+
+        def write() -> NDArray[np.bool_]:
+            return self.upsert(model_version, user_ids, values)
+
+        if self.late:
+            return write
+        try:
+            stale = write()
+        except StoreUnavailable:
+            return write
+        return lambda: stale
 
     def get(self, model_version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """See `EmbeddingStore.get`."""

@@ -25,6 +25,8 @@ class Shape:
     users_workers: int
     """Workers that share the partitions of users, beside one of items; 0 for a worker alone."""
     session_s: float
+    late_writes: bool
+    """Whether what a worker sends to the store lands at the last moment, not at once."""
 
     @staticmethod
     def of(seed: int) -> Shape:
@@ -47,8 +49,9 @@ class Shape:
         ripple = RippleSettings(
             rng.choice([0.0, 20.0]), rng.choice([0.0, 50.0]), rng.choice([0.1, 0.5]), rng.choice([1, 3, 128])
         )  # fmt: skip
-        return Shape(
+        shape = Shape(
             rng.randint(1, 3), records, rng.randint(0, records), rng.choice([1, 4, 12]), rng.choice([0.05, 0.2, 1.0]),
             snapshots if rng.random() < 0.75 else None, settings, ripple, rng.choice([0, 0, 0, 1, 2, 3]),
-            rng.choice([0.02, 0.1]),
+            rng.choice([0.02, 0.1]), late_writes=seed % 2 == 1,
         )  # fmt: skip
+        return replace(shape, worker=replace(settings, poll_records_max=shape.batch_max))

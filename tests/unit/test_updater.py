@@ -9,7 +9,7 @@ import pytest
 
 from freshet.model.config import LayerReads, TowerConfig
 from freshet.model.frozen import FrozenTowers
-from freshet.store.embeddings import StoreUnavailable
+from freshet.store.embeddings import Landing, StoreUnavailable
 from freshet.store.graph import GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.lists import Gather
@@ -165,6 +165,9 @@ class Away(MemoryEmbeddingStore):
             raise StoreUnavailable("away")
         return super().upsert(*args)  # type: ignore[arg-type]
 
+    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
+        return lambda: self.upsert(*args)
+
 
 def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(clock: Clock) -> None:
     made = updater(clock, Away(5))
@@ -178,6 +181,52 @@ def test_waiting_for_a_store_ends_when_the_worker_is_to_stop(clock: Clock) -> No
     made = updater(clock, Away(100), should_stop=lambda: next(answers))
     with pytest.raises(Stopped):
         made.step(records(View("v1", "u1", "p1", NOW)))
+
+
+class Slow(MemoryEmbeddingStore):
+    """A store in which values land when they are waited for."""
+
+    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
+        return lambda: self.upsert(*args)  # type: ignore[arg-type]
+
+
+def seen(made: Updater, *users: str) -> list[bool]:
+    return [raw is not None for raw in made.sink.store.get(made.sink.model_version, users)]
+
+
+def test_with_more_to_be_done_a_batch_travels_while_the_next_is_worked_on(clock: Clock) -> None:
+    made = updater(clock, Slow())
+    landed: list[str] = []
+    made.sink.when_settled(lambda: landed.append("nothing is on its way"))
+    made.step(records(View("v1", "u1", "p1", NOW)), more=True)
+    made.sink.when_settled(lambda: landed.append("u1"))
+    assert (seen(made, "u1"), landed) == ([False], ["nothing is on its way"])
+    made.step(records(View("v2", "u2", "p1", NOW + 1)), more=True)
+    assert (seen(made, "u1", "u2"), landed) == ([True, False], ["nothing is on its way", "u1"])
+    made.step(records(View("v3", "u3", "p1", NOW + 2)))
+    assert seen(made, "u1", "u2", "u3") == [True] * 3
+
+
+def test_who_is_on_the_way_and_then_forgotten_is_gone(clock: Clock) -> None:
+    made = updater(clock, Slow())
+    made.step(records(View("v1", "u1", "p1", NOW), View("v2", "u2", "p1", NOW)), more=True)
+    made.step(records(Profile("u1", NOW + 1, forgotten=True)), more=True)
+    made.sink.settle()
+    assert seen(made, "u1", "u2") == [False, True]
+    assert made.sink.refused == {}
+
+
+def test_what_was_refused_on_its_way_takes_no_partition_that_was_gained_anew(clock: Clock) -> None:
+    store = Slow()
+    newer, older = updater(clock, store, fence=6), updater(clock, store, fence=5)
+    older.step(records(View("v1", "u1", "p1", NOW)), more=True)
+    newer.step(records(View("v1", "u1", "p1", NOW)))
+    older.sink.ownership.drop(0)
+    older.sink.ownership.grant(0, 7)
+    older.step(records(View("v2", "u1", "p2", NOW + 1)))
+    assert older.sink.refused == {}
+    value = decode_value(store.get(newer.sink.model_version, ["u1"])[0] or b"")
+    assert (value.seq.fence, value.event_ts) == (7, NOW + 1)
 
 
 def two_workers(clock: Clock) -> tuple[MemoryEmbeddingStore, Updater, Updater]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from freshet.model.frozen import FrozenTowers
+from freshet.store.embeddings import Landing
 from freshet.store.graph import GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
@@ -22,7 +23,7 @@ from freshet.stream.records import Outgoing, Record
 from freshet.stream.sink import Sink
 from freshet.stream.topics import TopicSettings
 from freshet.stream.updater import Updater
-from freshet.stream.worker import Origin, Worker
+from freshet.stream.worker import Origin, Worker, WorkerSettings
 from tests.random_bundle import random_bundle
 
 NOW = 1_700_000_000_000
@@ -80,17 +81,19 @@ TOPICS = TopicSettings(view="view", purchase="purchase", session="session", prod
 COUNTS = dict.fromkeys(TOPICS.inputs, 1)
 
 
-def worker(broker: Broker) -> Worker:
+def worker(broker: Broker, store: MemoryEmbeddingStore | None = None, batch: int = 2_000) -> Worker:
     bundle = random_bundle()
     graph, state = GraphStore(), MemoryServingState()
     producer = Producer(broker)
     owned = Ownership(graph.users, 1)
     sink = Sink(
-        graph, MemoryEmbeddingStore(), MemoryItemIndex(16), producer, "items", bundle.model_version, 16, owned, 1
-    )
+        graph, store or MemoryEmbeddingStore(), MemoryItemIndex(16), producer, "items", bundle.model_version, 16,
+        owned, 1,
+    )  # fmt: skip
     updater = Updater(graph, FrozenTowers(bundle, graph), sink, topics.kinds(TOPICS))
     return Worker(
         graph, updater, sink, state, broker, producer, Alone(1, broker), TOPICS, COUNTS, Origin(),  # type: ignore[arg-type]
+        WorkerSettings(poll_records_max=batch),
     )  # fmt: skip
 
 
@@ -198,3 +201,41 @@ def test_freshness_keeps_the_newest_ages() -> None:
     fresh.add(np.array([100.0, 100.0, 1.0]))
     fresh.add(np.array([1.0, 1.0, 1.0]))
     assert fresh.percentiles() == {"p50": 1.0, "p99": 1.0}
+
+
+class Slow(MemoryEmbeddingStore):
+    """A store in which values land when they are waited for."""
+
+    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
+        return lambda: self.upsert(*args)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["commit", "status", "sentinel"])
+def test_what_says_that_values_are_there_waits_for_them(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One view a batch, so that every batch leaves its user's value on the way."""
+    broker, store = Broker(), Slow()
+    made = live(worker(broker, store, batch=1))
+    looked: list[bool] = []
+
+    def look(scope: object, *args: object) -> bytes | None:
+        looked.append(store.get(made.sink.model_version, [f"u{len(broker.log)}"]) != [None])
+        return made.completeness._left.get(str(scope))
+
+    if what == "commit":
+        monkeypatch.setattr(made.reading, "commit", look)
+    elif what == "status":
+        monkeypatch.setattr(made.sink, "write_blob", look)
+    else:
+        monkeypatch.setattr(made.completeness, "_sentinel", look)
+    turns = 0
+    for _ in range(3):
+        broker.view(f"u{len(broker.log) + 1}", "p1")
+        made._next = dict.fromkeys(("commit", "status", "store", "popular"), np.inf)
+        made._ripple_at = np.inf  # a ripple's write would settle the batch's
+        made.turn()
+        turns += store.get(made.sink.model_version, [f"u{len(broker.log)}"]) == [None]
+        {"commit": made._commit_if_delivered, "status": made.publish_status}.get(
+            what, lambda: made.completeness._note_whole("users-0")
+        )()
+    assert turns == 3, "a full batch leaves its values on the way"
+    assert looked[:3] == [True] * 3
