@@ -68,11 +68,19 @@ class SnapshotCorrupt(FreshetError):
     """A snapshot that is damaged, cut off, or says what cannot be."""
 
 
+class LogPart(msgspec.Struct, frozen=True):
+    """An event log, or what of it is before a time in ms, that state was read from beside the topics."""
+
+    path: str
+    until_ms: int | None = None
+
+
 @dataclass(frozen=True)
 class SnapshotHead:
     """What a snapshot is. `scope` names the part of the state it holds ([a-z0-9-]+). `positions` are the next offsets
     by topic and partition, noted before the first row was copied. `model_version` is informative: state does not
-    depend on it. `topic_ids` are the broker's ids of the topics ('' unknown): a topic made anew begins at 0 again."""
+    depend on it. `topic_ids` are the broker's ids of the topics ('' unknown): a topic made anew begins at 0 again.
+    `logs` are informative, too: where what it holds can be read again."""
 
     scope: str
     positions: dict[tuple[str, int], int]
@@ -80,6 +88,7 @@ class SnapshotHead:
     limits: GraphLimits
     model_version: str = ""
     topic_ids: dict[str, str] = field(default_factory=dict)
+    logs: tuple[LogPart, ...] = ()
 
 
 @dataclass(frozen=True)

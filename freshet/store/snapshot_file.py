@@ -5,6 +5,7 @@
     000042.index.blob          what else travels along, opaque here
     manifest.json              {"format": "freshet-snapshot", "format_version": 1, "scope", "positions": [[topic,
                                partition, offset]], "created_ms", "limits", "model_version", "topic_ids",
+                               "logs": [{"path", "until_ms"}] (left out where there are none),
                                "members": [{"name", "size_bytes", "blake2b"}], "counts": {section: nodes, entries or
                                bytes of a blob}, "blake2b": ...} (its own checksum is that of the manifest with
                                this field empty)
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.graph import GraphLimits
-from freshet.store.snapshot import LOAD_ORDER, Part, SnapshotCorrupt, SnapshotHead
+from freshet.store.snapshot import LOAD_ORDER, LogPart, Part, SnapshotCorrupt, SnapshotHead
 
 FORMAT = "freshet-snapshot"
 FORMAT_VERSION = 1
@@ -78,6 +79,7 @@ class Manifest(msgspec.Struct, frozen=True):
     members: list[Member]
     counts: dict[str, int]
     blake2b: str = ""
+    logs: tuple[LogPart, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def digest(self) -> str:
         """What `blake2b` has to be."""
@@ -109,6 +111,7 @@ class SnapshotWriter:
         manifest = Manifest(
             FORMAT, FORMAT_VERSION, head.scope, [(t, p, offset) for (t, p), offset in sorted(head.positions.items())],
             head.created_ms, head.limits, head.model_version, head.topic_ids, self._members, self._counts,
+            logs=head.logs or msgspec.UNSET,
         )  # fmt: skip
         manifest = msgspec.structs.replace(manifest, blake2b=manifest.digest())
         with self._sink.taking():
@@ -173,6 +176,7 @@ class SnapshotReader:
         self.head = SnapshotHead(
             self.manifest.scope, {(t, p): offset for t, p, offset in self.manifest.positions},
             self.manifest.created_ms, self.manifest.limits, self.manifest.model_version, self.manifest.topic_ids,
+            self.manifest.logs or (),
         )  # fmt: skip
 
     def __enter__(self) -> SnapshotReader:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from freshet.errors import FreshetError
 from freshet.store.graph import GraphStore
+from freshet.store.snapshot import LogPart
 from freshet.store.snapshot_places import open_place
 from freshet.stream.eventlog import EventLog
 from freshet.stream.kafka import PartitionConsumer, TopicAdmin
@@ -59,6 +60,7 @@ def backfill(
         done += columns.event_count
         progress("backfill", min(done, total), total)
     writing = snapshots()
+    writing.add_logs([*before.logs, LogPart(str(log.resolve()), until_ms)])
     writing.all_now()
     committed = {tp: at for positions in scopes.values() for tp, at in positions.items()}
     while not writing.idle:

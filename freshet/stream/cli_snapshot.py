@@ -61,6 +61,7 @@ def snapshot_inspect(
         "format_version": manifest.format_version, "model_version": manifest.model_version,
         "size_bytes": sum(member.size_bytes for member in manifest.members), "counts": manifest.counts,
         "limits": msgspec.to_builtins(manifest.limits), "topic_ids": manifest.topic_ids,
+        "logs": msgspec.to_builtins(manifest.logs or ()),
         "positions": [{"topic": t, "partition": p, "offset": offset} for t, p, offset in manifest.positions],
     }  # fmt: skip
     if as_json:
@@ -71,6 +72,8 @@ def snapshot_inspect(
     typer.echo(f"created: {_date(manifest.created_ms)}")
     for title in ("counts", "limits"):
         typer.echo(f"{title}: " + ", ".join(f"{key} {value:,}" for key, value in about[title].items()))
+    for log in manifest.logs or ():
+        typer.echo(f"holds the event log {log.path}" + (f" before {_date(log.until_ms)}" if log.until_ms else ""))
     for topic, partition, offset in manifest.positions:
         typer.echo(f"position: {topic}[{partition}] from offset {offset}")
 

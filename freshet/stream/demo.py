@@ -110,8 +110,7 @@ class Demo:
         """Say what to try next, and stay until Ctrl-C."""
         where = f"--bootstrap {self.settings.kafka.bootstrap} --redis {self.settings.redis.url}"
         self.console.print("\nEverything is running. Try, in another terminal:", highlight=False)
-        history = f"--backfill {self.log} --backfill-until {SPLIT}"
-        for command in ("status", "recommend 900", "click 900 1095275", "similar 1095275", f"verify {history}"):
+        for command in ("status", "recommend 900", "click 900 1095275", "similar 1095275", "verify"):
             options = f"--redis {self.settings.redis.url}" if command == "status" else where
             self.console.print(f"  .venv/bin/freshet {command} {options}", highlight=False, soft_wrap=True)
         self.console.print("Ctrl-C ends it all.")
@@ -237,7 +236,7 @@ class Demo:
     def _verify(self) -> Any:
         self._step("verify: every embedding against the plain PyTorch Geometric layers")
         with Bars(self.console) as bars:
-            report = run_verify(self.settings, None, self.log, SPLIT, QUIET_TIMEOUT_S, bars)
+            report = run_verify(self.settings, None, None, None, QUIET_TIMEOUT_S, bars)
         for name, part in (("users", report.users), ("products", report.products)):
             self.console.print(
                 f"  {part.compared} {name}, largest difference {part.max_abs_error:.1e}", highlight=False

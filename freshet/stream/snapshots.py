@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
@@ -21,7 +21,7 @@ from freshet.errors import FreshetError
 from freshet.store.columns import I32, Bool
 from freshet.store.graph import GraphStore, Touched
 from freshet.store.merge import LimitsDiffer
-from freshet.store.snapshot import Part, SnapshotHead, absorb, parts
+from freshet.store.snapshot import LogPart, Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
 from freshet.store.snapshot_places import SnapshotPlace, newest_valid, parse_name, retain, snapshot_name
 from freshet.store.snapshot_settings import SnapshotSettings
@@ -173,6 +173,8 @@ class Snapshots:
         self.topic_ids = dict(topic_ids)
         self.on_loaded: Callable[[Touched], None] = lambda touched: None
         """Told of what a snapshot changed in the graph."""
+        self.logs: list[LogPart] = []
+        """Event logs that state was read from, by this worker or by those whose snapshots it began with."""
         self.taken = 0
         self.error: str | None = None
         self.pause_ms_max = 0.0
@@ -213,10 +215,15 @@ class Snapshots:
             except LimitsDiffer as e:  # raised before anything was taken in
                 logger.warning("snapshot %s is not used, and the topics are read from their start: %s", name, e)
                 return {}
+            self.add_logs(reader.head.logs)
             self.on_loaded(touched)
         logger.info("snapshot %s loaded", name)
         self._last[scope] = dict(reader.head.positions)
         return dict(reader.head.positions)
+
+    def add_logs(self, logs: Iterable[LogPart]) -> None:
+        """Have these named in the snapshots to come."""
+        self.logs += [log for log in dict.fromkeys(logs) if log not in self.logs]
 
     def _misfit(self, head: SnapshotHead) -> str | None:
         """Why a snapshot cannot be used with these topics, if it cannot."""
@@ -281,7 +288,8 @@ class Snapshots:
     def _start(self, scope: str, positions: dict[TopicPartition, int]) -> None:
         topics = {topic: self.topic_ids.get(topic, "") for topic, _ in positions}
         head = SnapshotHead(
-            scope, positions, int(self._wall() * 1e3), self.graph.limits, self.model_version, topics
+            scope, positions, int(self._wall() * 1e3), self.graph.limits, self.model_version, topics,
+            tuple(self.logs),
         )  # fmt: skip
         users: Callable[[I32], Bool] | None = None
         if scope != ITEMS:

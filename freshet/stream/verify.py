@@ -7,7 +7,7 @@ compared, user by user and product by product, with Redis and with an index that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle
-from freshet.store.columns import F32, EventColumns
+from freshet.store.columns import F32
 from freshet.store.embeddings import EmbeddingStore, ServingState
 from freshet.store.graph import GraphStore
 from freshet.store.value import decode_value
 from freshet.stream.decode import DecodeLimits, decode
+from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
 from freshet.stream.kafka import PartitionConsumer
 from freshet.stream.placement import Placement
@@ -35,6 +36,10 @@ Progress = Callable[[str, int, int], None]
 
 class NotQuiet(FreshetError):
     """The worker did not come to rest in time, so there is nothing exact to compare with."""
+
+
+class NotWhole(FreshetError):
+    """There is nothing from which all of the state could be rebuilt."""
 
 
 @dataclass
@@ -119,14 +124,25 @@ def _behind_with_states(
 
 
 def rebuild(
-    backfill: Iterable[EventColumns], consumer: PartitionConsumer, inputs: Sequence[tuple[str, int]],
+    logs: Sequence[tuple[EventLog, int | None]], consumer: PartitionConsumer, inputs: Sequence[tuple[str, int]],
     kinds: dict[str, Kind], placement: Placement, limits: DecodeLimits, graph: GraphStore,
     progress: Progress = lambda what, done, total: None,
 ) -> int:  # fmt: skip
-    """State from the log and everything the topics hold, applied in one go; returns how many records."""
-    for columns in backfill:
-        graph.apply(columns)
+    """State from event logs, each with its end in ms, and everything the topics hold, applied in one go; returns how
+    many records.
+
+    Raises NotWhole where the topics do not hold all and there is no log.
+    """
     marks = consumer.watermarks(inputs)
+    gone = [f"{topic}/{p} begins at {low}" for (topic, p), (low, _) in sorted(marks.items()) if low]
+    if gone and not logs:
+        raise NotWhole(
+            f"the topics do not hold every event any more ({', '.join(gone[:3])}{', ...' if gone[3:] else ''}), so "
+            "state cannot be rebuilt from them alone: name an event log of what came before with --backfill"
+        )
+    for log, until_ms in logs:
+        for columns in log.columns(until_ms=until_ms):
+            graph.apply(columns)
     positions = {tp: low for tp, (low, _) in marks.items()}
     consumer.assign(positions)
     total, done = sum(high - low for low, high in marks.values()), 0

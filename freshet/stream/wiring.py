@@ -17,6 +17,7 @@ import numpy as np
 from freshet.errors import FreshetError
 from freshet.store.credentials import warn_of_password
 from freshet.store.embeddings import StoreUnavailable
+from freshet.store.snapshot import LogPart
 from freshet.stream import topics
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
@@ -33,7 +34,7 @@ from freshet.stream.rewriting import ITEMS
 from freshet.stream.roles import Role
 from freshet.stream.settings import Settings, from_environment
 from freshet.stream.worker import Origin, Worker
-from freshet.stream.worker_status import combined, read_statuses
+from freshet.stream.worker_status import combined, logs_of, read_statuses
 
 if TYPE_CHECKING:
     from freshet.model.bundle import Bundle
@@ -117,10 +118,10 @@ def run_worker(
 
     bundle = Bundle.load(bundle_path, check_parity=encode_fixture)
     warm_up(bundle)
+    until_ms = day_ms(backfill_until, "--backfill-until")
     origin = Origin(
         bundle=str(bundle_path.resolve()),
-        backfill=str(backfill.resolve()) if backfill else None,
-        backfill_until_ms=day_ms(backfill_until, "--backfill-until"),
+        logs=[LogPart(str(backfill.resolve()), until_ms)] if backfill else [],
         started_ms=int(time.time() * 1e3),
     )
     log = EventLog(backfill) if backfill else None
@@ -131,9 +132,7 @@ def run_worker(
         )
         with worker_of(settings, bundle, index, counts, origin, bars, should_stop) as worker:
             if log is not None:
-                worker.backfill(
-                    log.columns(until_ms=origin.backfill_until_ms), sum(log.counts.values()), should_stop
-                )  # fmt: skip
+                worker.backfill(log.columns(until_ms=until_ms), sum(log.counts.values()), should_stop)
             frozen = said = False
             while not should_stop():
                 worker.turn()
@@ -400,13 +399,11 @@ def run_verify(
     consumer = PartitionConsumer(replace(settings.kafka, group_id=f"{settings.kafka.group_id}-verify"))
     try:
         verify.wait_until_quiet(store, bundle.model_version, consumer, inputs, timeout_s)
-        log = backfill or (Path(origin["backfill"]) if origin["backfill"] else None)
-        until_ms = day_ms(backfill_until, "--backfill-until") or origin["backfill_until_ms"]
-        history = EventLog(log).columns(until_ms=until_ms) if log else iter(())
+        logs = history_logs(status, backfill, day_ms(backfill_until, "--backfill-until"))
         graph = GraphStore(settings.graph)
         kinds: dict[str, Kind] = topics.kinds(settings.topics)
         events = verify.rebuild(
-            history, consumer, inputs, kinds, Placement(counts), settings.decode, graph, bars.update
+            logs, consumer, inputs, kinds, Placement(counts), settings.decode, graph, bars.update
         )
         follower = open_follower(settings, bundle.model_version, bundle.config.dim)
         try:
@@ -418,6 +415,23 @@ def run_verify(
         return verify.Report(bundle.model_version, events, users, products)
     finally:
         consumer.close()
+
+
+def history_logs(
+    status: dict[str, Any], backfill: Path | None, until_ms: int | None
+) -> list[tuple[EventLog, int | None]]:
+    """The event logs that the workers' state was read from, each with its end: `backfill`, else as they say."""
+    if backfill is not None:
+        return [(EventLog(backfill), until_ms)]
+    found = []
+    for part in logs_of(status):
+        if not Path(part.path).is_dir():
+            raise FreshetError(
+                f"the worker's state began with the event log {part.path}, which is not here: name where it is with "
+                "--backfill (and --backfill-until, if only its beginning was read)"
+            )
+        found.append((EventLog(part.path), part.until_ms if until_ms is None else until_ms))
+    return found
 
 
 def _same_version(bundle: Bundle, status: dict[str, Any]) -> None:

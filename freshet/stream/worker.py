@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore, Touched
 from freshet.store.popular import PopularSettings, popular
 from freshet.store.ranker import dump_weights
+from freshet.store.snapshot import LogPart
 from freshet.stream.completeness import Completeness
 from freshet.stream.deadletter import DeadLetterLimits, to_deadletter
 from freshet.stream.freshness import Freshness
@@ -80,8 +81,8 @@ class Origin:
     """Where a worker's state comes from, for the status and for `freshet verify`."""
 
     bundle: str = ""
-    backfill: str | None = None
-    backfill_until_ms: int | None = None
+    logs: list[LogPart] = field(default_factory=list)
+    """What was read beside the topics, by this worker or before a snapshot that it began with."""
     started_ms: int = 0
 
 
@@ -149,6 +150,8 @@ class Worker:
         self.snapshots = snapshots
         if snapshots is not None:
             snapshots.on_loaded = self._loaded
+            snapshots.add_logs(origin.logs)
+            origin.logs = snapshots.logs
         self.role = updater.role
         self.name = name
         self.freshness = Freshness()

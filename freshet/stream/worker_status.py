@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from freshet.store.embeddings import NamedBlobs
+from freshet.store.snapshot import LogPart
 from freshet.stream.completeness import Sentinel, read_sentinel, sentinel_blob
 from freshet.stream.rewriting import ITEMS, users_scope
 
@@ -85,6 +86,12 @@ def read_statuses(blobs: NamedBlobs, version: str) -> list[dict[str, Any]]:
         if blob is not None:
             found.append(msgspec.json.decode(blob))
     return found
+
+
+def logs_of(status: dict[str, Any]) -> list[LogPart]:
+    """The event logs that the state of these workers was read from, beside the topics."""
+    each = status.get("workers", [status])
+    return list(dict.fromkeys(msgspec.convert(log, LogPart) for one in each for log in one["origin"]["logs"]))
 
 
 def combined(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:

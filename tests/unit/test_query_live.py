@@ -86,7 +86,7 @@ def test_the_catalogue_is_what_the_topic_holds(
         producer.product("p3", brand="Leaf", timestamp=START_MS + 5)
         producer.withdraw("p3")
         producer.flush()
-    live = on_live.Live(reader, {"origin": {"backfill": None, "backfill_until_ms": None}}, settings)
+    live = on_live.Live(reader, {"origin": {"logs": []}}, settings)
     found = live.catalogue()
     order = sorted(range(len(found.product)), key=found.product.__getitem__)
     assert [found.product[i] for i in order] == ["p1", "p2"]

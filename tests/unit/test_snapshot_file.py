@@ -18,7 +18,7 @@ from freshet.errors import FreshetError
 from freshet.store.canonical import canonical
 from freshet.store.graph import GraphStore
 from freshet.store.merge import LimitsDiffer
-from freshet.store.snapshot import ENTRY, Part, SnapshotCorrupt, SnapshotHead, absorb, parts
+from freshet.store.snapshot import ENTRY, LogPart, Part, SnapshotCorrupt, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import MANIFEST, SnapshotForeign, SnapshotReader, SnapshotWriter
 from freshet.stream.decode import decode_events
 from freshet.stream.events import Line, Product, Profile, Purchase, Session, SessionItem, View
@@ -290,3 +290,11 @@ def test_a_head_of_any_topics_comes_back() -> None:
     SnapshotWriter(file).finish(head)
     assert read(file.getvalue()).head == head
     assert re.fullmatch(r"[0-9a-f]{64}", read(file.getvalue()).manifest.blake2b)
+    assert b'"logs"' not in file.getvalue(), "a manifest without logs is the one it was before there were any"
+
+
+def test_a_head_names_the_logs_it_holds() -> None:
+    head = SnapshotHead("items", {}, 1, LIMITS, logs=(LogPart("/logs/2017 ä", 5), LogPart("/logs/2016")))
+    file = io.BytesIO()
+    SnapshotWriter(file).finish(head)
+    assert read(file.getvalue()).head == head

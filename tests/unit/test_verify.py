@@ -10,7 +10,7 @@ import pytest
 
 from freshet.stream.completeness import Sentinel, sentinel_blob
 from freshet.stream.rewriting import ITEMS, every_scope, users_scope
-from freshet.stream.verify import NotQuiet, wait_until_quiet
+from freshet.stream.verify import NotQuiet, NotWhole, rebuild, wait_until_quiet
 from freshet.stream.worker_status import SUMMED, status_blob
 
 PARTITIONS, END = 2, 111
@@ -75,3 +75,36 @@ def test_workers_that_read_everything_and_owe_nothing_are_quiet() -> None:
 def test_what_is_still_to_come_is_waited_for(users: dict[str, Any], said: str) -> None:
     with pytest.raises(NotQuiet, match=said):
         quiet(ITEMS_READ_ALL, users)
+
+
+class Holds:
+    """A consumer of topics whose oldest records are gone, and whose others nobody reads here."""
+
+    def __init__(self, low: int) -> None:
+        self.low = low
+
+    def watermarks(self, tps: Sequence[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        return {tp: (self.low if tp[1] else 0, self.low) for tp in tps}
+
+    def assign(self, positions: dict[tuple[str, int], int]) -> None:
+        raise Read
+
+
+class Read(Exception):
+    """Reading began."""
+
+
+@pytest.mark.parametrize(("low", "logs"), [(0, 0), (7, 1)])
+def test_state_is_rebuilt_where_all_of_it_may_be_had(low: int, logs: int) -> None:
+    class Log:
+        def columns(self, until_ms: int | None) -> list[Any]:
+            assert until_ms == 5
+            return []
+
+    with pytest.raises(Read):
+        rebuild([(Log(), 5)] * logs, Holds(low), INPUTS, {}, None, None, None)  # type: ignore[arg-type, list-item]
+
+
+def test_state_is_not_rebuilt_from_topics_that_lack_its_beginning() -> None:
+    with pytest.raises(NotWhole, match=r"view/1 begins at 7.*--backfill"):
+        rebuild([], Holds(7), INPUTS, {}, None, None, None)  # type: ignore[arg-type]

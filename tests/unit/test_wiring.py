@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from freshet.stream.wiring import BEHIND_MS, next_event_ms
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freshet.errors import FreshetError
+from freshet.stream.eventlog_writer import EventLogWriter
+from freshet.stream.wiring import BEHIND_MS, history_logs, next_event_ms
 
 NOW = 1_763_900_000_000
 
@@ -14,3 +21,24 @@ def test_an_event_stands_at_the_clock_but_behind_the_newest_of_a_replayed_log() 
     old = NOW - BEHIND_MS - 1
     assert next_event_ms({"event_time_max": old}, NOW) == old + 1
     assert next_event_ms({"event_time_max": -1}, NOW) == NOW  # nothing has happened yet
+
+
+def started_with(*logs: tuple[Path, int | None]) -> dict[str, Any]:
+    return {"origin": {"logs": [{"path": str(path), "until_ms": until_ms} for path, until_ms in logs]}}
+
+
+def test_state_is_rebuilt_from_the_logs_that_workers_name_or_from_the_one_that_is_given(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with EventLogWriter(tmp_path / name, "test"):
+            pass
+    status = started_with((tmp_path / "a", 5), (tmp_path / "b", None))
+    assert [(log.path, end) for log, end in history_logs(status, None, None)] == [
+        (tmp_path / "a", 5), (tmp_path / "b", None),
+    ]  # fmt: skip
+    assert [(log.path, end) for log, end in history_logs(status, tmp_path / "b", 7)] == [(tmp_path / "b", 7)]
+    assert history_logs(started_with(), None, None) == []
+
+
+def test_a_log_that_a_worker_names_and_that_is_not_here_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FreshetError, match=r"event log .*/gone, which is not here.*--backfill"):
+        history_logs(started_with((tmp_path / "gone", 5)), None, None)

@@ -16,6 +16,7 @@ from freshet.store.canonical import canonical
 from freshet.store.graph import GraphLimits, GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
+from freshet.store.snapshot import LogPart
 from freshet.store.snapshot_places import FolderPlace
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream import topics
@@ -34,9 +35,11 @@ from freshet.stream.snapshots import InTurn, Snapshots
 from freshet.stream.topics import TopicSettings, partition_of
 from freshet.stream.updater import Updater
 from freshet.stream.worker import Origin, Worker
+from freshet.stream.worker_status import logs_of
 from tests.random_bundle import random_bundle
 
 NOW = 1_700_000_000_000
+LOG = LogPart("/logs/2017", NOW)
 PARTITIONS = 2
 NAMES = TopicSettings(view="view", purchase="purchase", session="session", products="product", profiles="profile")
 COUNTS = dict.fromkeys(NAMES.inputs, PARTITIONS)
@@ -207,6 +210,7 @@ def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> 
     first = worker(world)  # whose next round of snapshots would be due in thirty years
     first.backfill([columns], len(old), lambda: False)
     assert first.snapshots is not None
+    first.snapshots.add_logs([LOG])
     first.snapshots.turn({}, {})  # as while it catches up, when nothing is whole yet
     run(first)  # and it ends as by SIGKILL
     assert first.snapshots.status()["due"] == 0
@@ -214,6 +218,24 @@ def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> 
     second = run(worker(world))
     assert canonical(second.graph) == canonical(first.graph)
     assert set(second.graph.users.all_names()) > {e.user_id for e in some(40, 10)}
+    assert logs_of(second.status()) == [LOG], "what to verify it by is known without anybody saying it"
+
+
+def test_a_log_is_named_by_the_snapshots_of_workers_that_never_read_it(world: World) -> None:
+    other = LogPart("/logs/2016")
+    first, named = worker(world), [LOG, other, LOG]
+    for n in range(2):
+        one = first if n == 0 else worker(world)
+        assert one.snapshots is not None
+        world.publish(*some(10 * n, 10))
+        one.snapshots.add_logs(named)
+        one.snapshots.all_now()
+        run(one)
+        assert one.snapshots.taken
+        named = []
+    third = run(worker(world))
+    assert logs_of(third.status()) == [LOG, other]
+    assert logs_of({"workers": [third.status(), first.status()]}) == [LOG, other]
 
 
 @pytest.mark.parametrize("unknown_s", [59.0, 61.0])

@@ -22,6 +22,7 @@ from freshet.stream.query.encoded import Prediction
 from freshet.stream.query.language import Condition, Query
 from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_reader, open_store, read_status
+from freshet.stream.worker_status import logs_of
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Live:
         return open_store(self.settings).user_ids(self.status["model_version"])
 
     def catalogue(self) -> Catalogue:
-        """Products with their attributes, from the worker's event log (if it took one) and the topic."""
-        origin = self.status["origin"]
-        log = EventLog(origin["backfill"]) if origin["backfill"] and Path(origin["backfill"]).is_dir() else None
-        parts = [] if log is None else [c.products for c in log.columns(until_ms=origin["backfill_until_ms"])]
+        """Products with their attributes, from the worker's event logs (where they are here) and the topic."""
+        here = [part for part in logs_of(self.status) if Path(part.path).is_dir()]
+        parts = [c.products for part in here for c in EventLog(part.path).columns(until_ms=part.until_ms)]
         return Catalogue.read([*parts, *_published(self.settings)])
 
     def matching(self, condition: Condition) -> tuple[frozenset[str], list[str]]:
