@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -241,7 +242,7 @@ def _path_codes(path: tuple[str, ...], features: FeatureConfig) -> list[int]:
 def _bucket(value: float, edges: tuple[float, ...], buckets: int) -> int:
     if math.isnan(value):
         return 0
-    return min(buckets - 1, 1 + int(np.searchsorted(edges, value, side="right")))
+    return min(buckets - 1, 1 + bisect_right(edges, value))
 
 
 def _add_rows(x: F32, table: F32, code: I32, share: F32 | None) -> None:

@@ -46,14 +46,18 @@ NORM_MIN = 1e-12
 
 
 class Layer:
-    """One layer of one tower for one node type: `W_self` and the relations' matrices, stacked."""
+    """One layer of one tower for one node type: `W_self` and the relations' matrices.
+
+    They are applied one after the other: OpenBLAS takes twice as long for one product with all of them stacked
+    (`docs/LOG.md`, 2026-11-27).
+    """
 
     def __init__(self, weights: Mapping[str, F32], prefix: str, node: str, reads: Reads) -> None:
         self.reads = dict(reads)
         parts = [weights[f"{prefix}.self.{node}"], *(weights[f"{prefix}.{r}"] for r in self.reads)]
-        self.matrix: F32 = np.ascontiguousarray(np.concatenate(parts, axis=0), dtype=np.float32)
+        self.matrices: list[F32] = [np.ascontiguousarray(part, dtype=np.float32) for part in parts]
         self.bias: F32 = weights[f"{prefix}.bias.{node}"].astype(np.float32)
-        self.dim = int(self.matrix.shape[1])
+        self.dim = int(self.matrices[0].shape[1])
 
     def inputs(self, n: int) -> F32:
         """Room for the own states and one neighbourhood mean a relation, [n, (1 + relations) * dim]."""
@@ -61,7 +65,10 @@ class Layer:
 
     def apply(self, inputs: F32) -> F32:
         """[n, (1 + relations) * dim] -> [n, dim]."""
-        return inputs @ self.matrix + self.bias
+        out = np.tile(self.bias, (inputs.shape[0], 1))
+        for i, matrix in enumerate(self.matrices):
+            out += inputs[:, i * self.dim : (i + 1) * self.dim] @ matrix
+        return out
 
 
 class FrozenTowers:

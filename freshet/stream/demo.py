@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -131,9 +132,20 @@ class Demo:
             self._step(f"event log: kept from an earlier run ({self.log})")
             return
         self._step("event log from completejourney: a grocery chain's year 2017")
+        self._compile_meanwhile()
         with Bars(self.console) as bars:
             convert("completejourney", None, self.log, bars.counts("convert"), overwrite=True)
         self.console.print(f"  {EventLog(self.log).counts}", highlight=False)
+
+    def _compile_meanwhile(self) -> None:
+        """The first run on a machine compiles the loops of training and serving; a log is made on one core."""
+        compiling = subprocess.Popen([sys.executable, "-m", "freshet.stream.warming"], stdin=subprocess.DEVNULL)
+
+        def end() -> None:
+            compiling.terminate()
+            compiling.wait()
+
+        self.stack.callback(end)
 
     def _bundle(self) -> dict[str, Any]:
         try:

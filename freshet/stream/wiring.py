@@ -115,6 +115,7 @@ def run_worker(
     from freshet.model.frozen import encode_fixture
     from freshet.store.faiss_index import make_index
     from freshet.stream.sink import Stopped
+    from freshet.stream.warming import warm_up
 
     bundle = Bundle.load(bundle_path, check_parity=encode_fixture)
     warm_up(bundle)
@@ -228,43 +229,6 @@ def _snapshots(settings: Settings, graph: GraphStore, ownership: Ownership, mode
         graph, ownership, open_place(settings.snapshot.place), settings.snapshot, model_version,
         {topic: there or "" for topic, there in ids.items()},
     )  # fmt: skip
-
-
-def warm_up(bundle: Bundle) -> None:
-    """Take a few events through every stage once, over state of their own.
-
-    The compiled loops are read from their cache when they are first called; the first real event should
-    not wait for that.
-    """
-    from freshet.model.frozen import FrozenTowers
-    from freshet.store.graph import GraphStore
-    from freshet.store.index import MemoryItemIndex
-    from freshet.store.memory_store import MemoryEmbeddingStore
-    from freshet.stream.codec import encode, encode_record_key
-    from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
-    from freshet.stream.ownership import Ownership
-    from freshet.stream.records import Record
-    from freshet.stream.sink import Sink
-    from freshet.stream.updater import Updater
-
-    at = 1_500_000_000_000
-    events: tuple[Event, ...] = (
-        Product("p1", at, ("a",), "b", 1.0, "a thing"),
-        Profile("u1", at),
-        View("v1", "u1", "p1", at),
-        Purchase("o1", "u1", at, items=(Line("p1"), Line("p2"))),
-        Session("s1", "u1", "s1", at, items=(SessionItem("p1"),)),
-        Profile("u1", at + 1, forgotten=True),
-    )
-    kinds = (Kind.PRODUCT, Kind.PROFILE, Kind.VIEW, Kind.PURCHASE, Kind.SESSION, Kind.PROFILE)
-    graph = GraphStore()
-    thin = bundle.thin(["p1", "p2"])
-    index, owned = MemoryItemIndex(bundle.config.dim), Ownership.of_all(graph.users)
-    sink = Sink(graph, MemoryEmbeddingStore(), index, None, "", "", bundle.config.dim, owned, 1)
-    updater = Updater(graph, FrozenTowers(thin, graph), sink, {kind.value: kind for kind in Kind})
-    for kind, event in zip(kinds, events, strict=True):
-        updater.step([Record(kind.value, 0, 0, at, encode_record_key(event), encode(event))])
-        updater.drain()
 
 
 def run_replay(

@@ -47,7 +47,7 @@ logger = logging.getLogger("freshet.worker")
 class WorkerSettings:
     """How a worker polls, commits, rewrites and reports."""
 
-    poll_records_max: int = 2_000
+    poll_records_max: int = 4_000
     """Records of one micro-batch."""
     commit_interval_ms: float = 500.0
     commit_wait_ms: float = 10_000.0
