@@ -210,6 +210,8 @@ class Worker:
         if self._built:
             self._ripple()
             self._rewrite()
+            if not polled and not self.completeness.rewrites:
+                self.sink.settle()  # there is nothing to be done meanwhile
         self.producer.poll()
         self._give_up_refused()
         self._maybe("commit", self.settings.commit_interval_ms, self._commit_if_delivered)
