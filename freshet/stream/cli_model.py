@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,13 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the frozen
 
 SettingsPath = Annotated[Path | None, typer.Option("--settings", help="Settings file, as freshet tune writes it.")]
 Before = Annotated[str | None, typer.Option(help="Train on events before this date (default: 7 days before the end).")]
+
+
+def _serving() -> Any:
+    """The settings of the environment, which the workers that serve a bundle run with."""
+    from freshet.stream.settings import from_environment
+
+    return from_environment(os.environ)
 
 
 def train(
@@ -46,7 +54,7 @@ def train(
     from freshet.stream.modelling import TrainOrder, train_bundle
     from freshet.stream.progress import Bars
 
-    order = TrainOrder(log, bundle, before, settings, loss, budget_s, seed, refit, checkpoint, restart)
+    order = TrainOrder(log, bundle, before, settings, loss, budget_s, seed, refit, checkpoint, restart, _serving())
     try:
         with Bars(console) as bars:
             card = train_bundle(order, bars)
@@ -102,7 +110,7 @@ def dayzero(
     from freshet.stream.progress import Bars
 
     with Bars(console) as bars:
-        card = dayzero_bundle(log, bundle, before, bars)
+        card = dayzero_bundle(log, bundle, before, bars, _serving())
     _show_card(card, as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from freshet.model.config import DAY_MS
 from freshet.store.history import History
 from freshet.stream.eventlog import EventLog
 from freshet.stream.progress import Bars
+from freshet.stream.settings import Settings
 
 if TYPE_CHECKING:
     from freshet.model.fit_ranker import FitRankerConfig
@@ -57,6 +58,8 @@ class TrainOrder:
     refit: bool = False
     checkpoint: Path | None = None
     restart: bool = False
+    serving: Settings = field(default_factory=Settings)
+    """Of the workers that will serve the bundle: how long the lists are that its ranker reads."""
 
     def chosen(self) -> Chosen:
         """The settings. Raises FreshetError for one that cannot be."""
@@ -81,7 +84,6 @@ def train_bundle(order: TrainOrder, bars: Bars) -> dict[str, Any]:
     Each process that `torchrun` started trains on its share; the first saves. Raises FreshetError for what a user can
     mend.
     """
-    from freshet.model.fit_ranker import FitRankerConfig
     from freshet.model.peers import joined  # torch is loaded when it is needed
     from freshet.model.train import train
 
@@ -94,7 +96,8 @@ def train_bundle(order: TrainOrder, bars: Bars) -> dict[str, Any]:
                 state.unlink(missing_ok=True)
         peers.wait()
         history = read_history(EventLog(order.log), None, bars)
-        ranker = FitRankerConfig(window_days=chosen.train.validation_days)  # what training was stopped by, no more
+        # fitted on what training was stopped by, no more
+        ranker = replace(lists_of(order.serving), window_days=chosen.train.validation_days)
         common: dict[str, Any] = {"config": chosen.towers.config(), "progress": bars.share, "peers": peers}
         try:
             earlier = train(history, chosen.train, split_ms=split_ms, checkpoint=states[0], **common)
@@ -108,7 +111,7 @@ def train_bundle(order: TrainOrder, bars: Bars) -> dict[str, Any]:
         if not peers.first:
             return {}
         made = _ranked(made, earlier, history, ranker)
-        card = _saved(_with_card(made, earlier, history, bars), order.bundle)
+        card = _saved(_with_card(made, earlier, history, ranker, bars), order.bundle)
         for state in states:
             state.unlink(missing_ok=True)
         return card
@@ -148,24 +151,38 @@ def tune_settings(order: TuneOrder, bars: Bars) -> dict[str, Any]:
     return {"path": str(order.out), "kept": found.kept, **found.chosen.changed(), "tries": [vars(t) for t in tries]}
 
 
-def dayzero_bundle(log: Path, bundle: Path, before: str | None, bars: Bars) -> dict[str, Any]:
+def dayzero_bundle(
+    log: Path, bundle: Path, before: str | None, bars: Bars, serving: Settings | None = None
+) -> dict[str, Any]:
     """Make a bundle without training, save it, return its card. Its ranker is fitted on the last weeks, to embeddings
-    of what was before them."""
+    of what was before them and to lists as the workers of `serving` keep them."""
     history = read_history(EventLog(log), day_ms(before, "--before"), bars)
     try:
-        made, earlier = ranked_dayzero(history)
+        ranker = lists_of(serving or Settings())
+        made, earlier = ranked_dayzero(history, ranker=ranker)
     except ValueError as e:
         raise FreshetError(f"{log}: {e}") from e
-    return _saved(_with_card(made, earlier, history, bars), bundle)
+    return _saved(_with_card(made, earlier, history, ranker, bars), bundle)
 
 
-def ranked_dayzero(history: History, cut_ms: int | None = None) -> tuple[Bundle, Bundle]:
+def lists_of(serving: Settings) -> FitRankerConfig:
+    """A ranker is fitted to the lists that it will get: those that workers with these settings keep and write."""
+    from freshet.model.fit_ranker import FitRankerConfig
+
+    return FitRankerConfig(
+        bought_max=serving.sink.bought_max, recent_max=serving.sink.recent_max, lines_max=serving.graph.purchased_max
+    )
+
+
+def ranked_dayzero(
+    history: History, cut_ms: int | None = None, ranker: FitRankerConfig | None = None
+) -> tuple[Bundle, Bundle]:
     """Day zero of a history up to `cut_ms` (all of it by default), with its ranker, and the bundle of what was before
     the weeks that it was fitted on. Raises ValueError."""
     from freshet.model.dayzero import dayzero
     from freshet.model.fit_ranker import FitRankerConfig
 
-    ranker = FitRankerConfig()
+    ranker = ranker or FitRankerConfig()
     made = dayzero(history, cut_ms=cut_ms)
     earlier = dayzero(history, cut_ms=made.cut_ms - int(ranker.window_days * DAY_MS))
     return _ranked(made, earlier, history, ranker), earlier
@@ -179,14 +196,14 @@ def _ranked(made: Bundle, earlier: Bundle, history: History, config: FitRankerCo
     return made.with_ranker(ranker_of(TowersAt.of(earlier, history), history, earlier.cut_ms + 1, config))
 
 
-def _with_card(made: Bundle, earlier: Bundle, history: History, bars: Bars) -> Bundle:
+def _with_card(made: Bundle, earlier: Bundle, history: History, ranker: FitRankerConfig, bars: Bars) -> Bundle:
     """`made` with a card of how `earlier`, the same or a like one of less, ranks what came after it; without the ranker
     where that was fitted on more than the first of these windows."""
     from freshet.model.evaluation.card import make_card
     from freshet.model.evaluation.page import page_of
 
     same = earlier.cut_ms == made.cut_ms
-    measured = make_card(made if same else earlier, history, with_ranker=same, progress=bars.share)
+    measured = make_card(made if same else earlier, history, ranker=ranker if same else None, progress=bars.share)
     lines = history.purchases
     orders = len(np.unique(lines.event[lines.time <= made.cut_ms]))
     of_made = {

@@ -10,13 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freshet.model.at_time import TowersAt
 from freshet.model.bundle import Bundle
 from freshet.model.config import DAY_MS
+from freshet.model.evaluation import final
+from freshet.model.fit_ranker import FitRankerConfig
+from freshet.store.graph import GraphLimits
+from freshet.store.history import History
+from freshet.store.ranker import RankerWeights
 from freshet.stream.cli import EXIT_USAGE
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Event, Line, Product, Purchase, View
 from freshet.stream.modelling import TrainOrder, dayzero_bundle, read_history, train_bundle
 from freshet.stream.progress import Bars
+from freshet.stream.settings import Settings
+from freshet.stream.sink import SinkSettings
 from tests.unit.query_logs import START_MS, write_log
 from tests.unit.test_cli import one_line, run
 
@@ -113,3 +121,34 @@ def test_a_bundle_of_another_schema_is_refused_by_name(tmp_path: Path) -> None:
     done = run("card", path)
     assert done.returncode == EXIT_USAGE
     assert str(path) in one_line(done)
+
+
+@pytest.mark.parametrize("how", ["train", "dayzero"])
+def test_a_ranker_is_fitted_to_the_lists_that_workers_will_keep(
+    how: str, tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[FitRankerConfig] = []
+    whole = final.ranker_of
+
+    def looked_at(towers: TowersAt, history: History, at_ms: int, config: FitRankerConfig) -> RankerWeights:
+        fitted.append(config)
+        return whole(towers, history, at_ms, config)
+
+    monkeypatch.setattr(final, "ranker_of", looked_at)
+    log, bundle = write_log(tmp_path / "log", EDGES["one user"]), tmp_path / "bundle"
+    serving = Settings(graph=GraphLimits(purchased_max=9), sink=SinkSettings(bought_max=5, recent_max=3))
+    if how == "train":
+        train_bundle(TrainOrder(log, bundle, settings=settings, serving=serving), Bars.silent())
+    else:
+        dayzero_bundle(log, bundle, None, Bars.silent(), serving)
+    assert [(c.lines_max, c.bought_max, c.recent_max) for c in fitted] == [(9, 5, 3)]
+
+
+@pytest.mark.parametrize("how", ["train", "dayzero"])
+def test_the_commands_take_the_lists_from_the_environment(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRESHET_GRAPH_PURCHASED_MAX", "many")
+    done = run(how, write_log(tmp_path / "log", EDGES["one user"]), "--bundle", tmp_path / "bundle")
+    assert done.returncode == EXIT_USAGE
+    assert "FRESHET_GRAPH_PURCHASED_MAX" in one_line(done)

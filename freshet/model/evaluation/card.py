@@ -19,6 +19,7 @@ from freshet.model.evaluation.report import report
 from freshet.model.evaluation.run import Entry, EvaluateConfig, Progress, Run, evaluate
 from freshet.model.evaluation.systems import OwnHistory, Popularity
 from freshet.model.evaluation.targets import Kind, Window, WindowError, Windows
+from freshet.model.fit_ranker import FitRankerConfig
 from freshet.store.columns import I64
 from freshet.store.history import History
 
@@ -29,6 +30,8 @@ HISTORY = (1, 6, 21, 51, 101)
 AGE_DAYS = (0, 7, 30, 90)
 """Least days since a product's first event, of each group of targets."""
 SLICED: tuple[Kind, ...] = ("all", "novel")
+LISTS = FitRankerConfig()
+"""Lists as workers keep and write them by default."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,17 @@ class CardConfig:
 
 
 def make_card(
-    bundle: Bundle, history: History, config: CardConfig | None = None, with_ranker: bool = True,
+    bundle: Bundle, history: History, config: CardConfig | None = None, ranker: FitRankerConfig | None = LISTS,
     progress: Progress = lambda what, share: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures of `bundle` in the windows after its cut, as JSON types; without events there, of none.
+    """Measures of `bundle` in the windows after its cut, as JSON types; without events there, of none. `ranker`: how
+    long the lists are that its ranker gets (None: it is left out).
 
     Users and products are known up to the begin of each window, as a worker would have known them."""
     config = config or CardConfig()
     cut, window_ms = bundle.cut_ms + 1, int(config.window_days * DAY_MS)
     settings = EvaluateConfig(users_max=config.users_max, resamples=config.resamples, seed=config.seed)
-    entries = _entries(bundle, with_ranker)
+    entries = _entries(bundle, ranker)
     windows: dict[str, Any] = {}
     slices: dict[str, Any] = {}
     for nth, name in enumerate(("validation", "test")):
@@ -76,7 +80,7 @@ def make_card(
     }
 
 
-def _entries(bundle: Bundle, with_ranker: bool) -> list[Entry]:
+def _entries(bundle: Bundle, ranker: FitRankerConfig | None) -> list[Entry]:
     name = "two_tower" if bundle.kind == "trained" else "day_zero"
     towers = TwoTower(name, bundle)
     found = [
@@ -84,8 +88,8 @@ def _entries(bundle: Bundle, with_ranker: bool) -> list[Entry]:
         Entry("popular_recent", {"30 days": lambda: Popularity("popular_recent", 30)}),
         Entry("own_history", {"counts": lambda: OwnHistory("own_history")}),
     ]
-    if with_ranker:
-        final = FinalRanker("final_ranker", towers, bundle.ranker)
+    if ranker is not None:
+        final = FinalRanker("final_ranker", towers, bundle.ranker, ranker)
         found.insert(0, Entry("final_ranker", {"as it is": lambda: final}))
     return found
 
