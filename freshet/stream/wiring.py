@@ -362,7 +362,8 @@ def run_verify(
     store = open_store(settings)
     consumer = PartitionConsumer(replace(settings.kafka, group_id=f"{settings.kafka.group_id}-verify"))
     try:
-        verify.wait_until_quiet(store, bundle.model_version, consumer, inputs, timeout_s)
+        # What a worker says of itself now: the first status may be one that it left before it was started again.
+        status = verify.wait_until_quiet(store, bundle.model_version, consumer, inputs, timeout_s)
         logs = history_logs(status, backfill, day_ms(backfill_until, "--backfill-until"))
         graph = GraphStore(settings.graph)
         kinds: dict[str, Kind] = topics.kinds(settings.topics)
