@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import heapq
+import io
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -298,7 +299,9 @@ class EventLog:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    if path.suffix != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(gzip.open(path, "rb"))  # whose own `readline` is Python, a line at a time
 
 
 def _within(lines: Iterator[bytes], path: Path) -> Iterator[bytes]:

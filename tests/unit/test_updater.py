@@ -152,7 +152,14 @@ def test_a_second_wave_of_items_waits_for_its_interval(clock: Clock) -> None:
     assert made.ripples.waiting == 0
 
 
-class Away(MemoryEmbeddingStore):
+class Slow(MemoryEmbeddingStore):
+    """A store in which values land when they are waited for."""
+
+    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
+        return lambda: self.upsert(*args)  # type: ignore[arg-type]
+
+
+class Away(Slow):
     """A store that is away for its first calls."""
 
     def __init__(self, calls: int) -> None:
@@ -164,9 +171,6 @@ class Away(MemoryEmbeddingStore):
             self.left -= 1
             raise StoreUnavailable("away")
         return super().upsert(*args)  # type: ignore[arg-type]
-
-    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
-        return lambda: self.upsert(*args)
 
 
 def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(clock: Clock) -> None:
@@ -181,13 +185,6 @@ def test_waiting_for_a_store_ends_when_the_worker_is_to_stop(clock: Clock) -> No
     made = updater(clock, Away(100), should_stop=lambda: next(answers))
     with pytest.raises(Stopped):
         made.step(records(View("v1", "u1", "p1", NOW)))
-
-
-class Slow(MemoryEmbeddingStore):
-    """A store in which values land when they are waited for."""
-
-    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
-        return lambda: self.upsert(*args)  # type: ignore[arg-type]
 
 
 def seen(made: Updater, *users: str) -> list[bool]:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from freshet.errors import FreshetError
+from freshet.store import kernels
+from freshet.stream import warming
 from freshet.stream.eventlog_writer import EventLogWriter
+from freshet.stream.events import Kind
 from freshet.stream.wiring import BEHIND_MS, history_logs, next_event_ms
 
 NOW = 1_763_900_000_000
@@ -42,3 +45,9 @@ def test_state_is_rebuilt_from_the_logs_that_workers_name_or_from_the_one_that_i
 def test_a_log_that_a_worker_names_and_that_is_not_here_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FreshetError, match=r"event log .*/gone, which is not here.*--backfill"):
         history_logs(started_with((tmp_path / "gone", 5)), None, None)
+
+
+def test_the_loops_are_compiled_by_one_of_everything_that_can_happen() -> None:
+    assert {kind for kind, _ in warming.EVENTS} == set(Kind)
+    warming.main()
+    assert kernels.weighted_sum.signatures and kernels.place_keys.signatures

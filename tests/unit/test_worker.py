@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from freshet.model.frozen import FrozenTowers
-from freshet.store.embeddings import Landing
 from freshet.store.graph import GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
@@ -25,6 +24,7 @@ from freshet.stream.topics import TopicSettings
 from freshet.stream.updater import Updater
 from freshet.stream.worker import Origin, Worker, WorkerSettings
 from tests.random_bundle import random_bundle
+from tests.unit.test_updater import Slow
 
 NOW = 1_700_000_000_000
 PLACE = ("view", 0)
@@ -201,13 +201,6 @@ def test_freshness_keeps_the_newest_ages() -> None:
     fresh.add(np.array([100.0, 100.0, 1.0]))
     fresh.add(np.array([1.0, 1.0, 1.0]))
     assert fresh.percentiles() == {"p50": 1.0, "p99": 1.0}
-
-
-class Slow(MemoryEmbeddingStore):
-    """A store in which values land when they are waited for."""
-
-    def begin_upsert(self, *args: object) -> Landing:  # type: ignore[override]
-        return lambda: self.upsert(*args)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("what", ["commit", "status", "sentinel"])
