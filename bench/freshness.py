@@ -61,7 +61,6 @@ def main() -> None:
         ("", "p50 ms", "p99 ms", "max ms"),
         [
             ("seen by a reader", float(p50), float(p99), float(np.nanmax(ages))),
-            ("the worker's own", status["freshness_ms"]["p50"], status["freshness_ms"]["p99"], float("nan")),
         ],
     )
     result(

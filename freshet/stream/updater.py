@@ -188,13 +188,14 @@ class Updater:
 
         When the stream is `idle` there is nothing to coalesce with, and waves do not wait for their interval.
         """
-        end = self._monotonic() + budget_ms / 1e3
+        end, before = self._monotonic() + budget_ms / 1e3, self.totals.users_rippled
         if idle:
             self._last_wave.clear()
-        while self._ripple_once():
-            if self._monotonic() >= end:
-                return True
-        return False
+        while (left := self._ripple_once()) and self._monotonic() < end:
+            pass
+        if self.totals.users_rippled > before:
+            self.sink.settle()  # what ripples wrote is theirs to wait for, not the next event's
+        return left
 
     def _ripple_once(self) -> bool:
         """One chunk of the most urgent ripple; false when nothing is due yet."""
