@@ -258,6 +258,7 @@ class PartitionConsumer:
 
     def _watermark(self, tp: TopicPartition, end: float, timeout_s: float) -> tuple[int, int]:
         name = f"topic {tp[0]}, partition {tp[1]}"
+        relisted = False
         while True:
             try:
                 found = self._consumer.get_watermark_offsets(ck.TopicPartition(*tp), timeout=timeout_s, cached=False)
@@ -265,6 +266,10 @@ class PartitionConsumer:
                 # A topic made just now has partitions before the one that is asked knows that it leads them.
                 if error.args[0].code() in _NO_LEADER and self._monotonic() < end:
                     time.sleep(LEADER_WAIT_S)
+                    continue
+                if error.args[0].code() in _NO_TOPIC and not relisted:
+                    relisted = True
+                    self._relist_topics(timeout_s)
                     continue
                 if not self._assigned:  # else this could swallow a record, and a poll has just been made
                     self._consumer.poll(0)
@@ -302,6 +307,12 @@ class PartitionConsumer:
             asked = positions[topic, partition]
             if not low <= asked <= high:
                 raise OffsetGap(topic, partition, asked, low, high)
+
+    def _relist_topics(self, timeout_s: float) -> None:
+        """Have the client ask anew what topics there are: the answer of a broker that was going or coming may lack
+        partitions, and the client keeps it for minutes."""
+        with suppress(ck.KafkaException):
+            self._consumer.list_topics(timeout=timeout_s)
 
     def _find_topics(self, timeout_s: float) -> None:
         try:

@@ -134,6 +134,7 @@ class Reading:
                 return ask()
             except KafkaUnavailable as e:
                 logger.warning("%s", e)
+                doubted_until = None
             except UnknownTopic:
                 now = self._monotonic()
                 doubted_until = now + self.source.grace_s if doubted_until is None else doubted_until

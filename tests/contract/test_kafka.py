@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import confluent_kafka as ck
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from freshet.stream.embedded import EmbeddedBroker, free_port
 from freshet.stream.kafka import (
@@ -249,6 +250,24 @@ def test_an_unknown_topic_is_named_and_not_made(
 def test_a_partition_that_is_not_there(settings: KafkaSettings, topic: str, consumer: PartitionConsumer) -> None:
     with pytest.raises(UnknownTopic, match="partition 3"):
         consumer.assign({(topic, 3): 0})
+
+
+def test_partitions_missed_before_are_found_once_the_broker_shows_them(
+    apache_kafka: ApacheKafka, fresh_name: Name
+) -> None:
+    # The client keeps what a broker said, and one that is going or coming says that there are fewer.
+    settings = KafkaSettings(bootstrap=apache_kafka.bootstrap)
+    topic = made(settings, fresh_name("topic"), partitions=1)
+    consumer = PartitionConsumer(settings)
+    with pytest.raises(UnknownTopic, match="partition 3"):
+        consumer.watermarks([(topic, 3)])
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap})
+    admin.create_partitions([NewPartitions(topic, 4)])[topic].result()
+    end = time.monotonic() + WAIT_S
+    while TopicAdmin(settings).describe([topic]) != {topic: 4}:
+        assert time.monotonic() < end
+    assert consumer.watermarks([(topic, 3)]) == {(topic, 3): (0, 0)}
+    consumer.close()
 
 
 # --- bad weather --------------------------------------------------------------------------------

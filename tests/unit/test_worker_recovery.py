@@ -23,7 +23,7 @@ from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.decode import decode
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
-from freshet.stream.kafka_errors import OffsetGap, UnknownTopic
+from freshet.stream.kafka_errors import KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.membership import Alone, Listener, TopicPartition
 from freshet.stream.ownership import Ownership
 from freshet.stream.reading import Reading
@@ -259,6 +259,27 @@ def test_a_topic_is_believed_to_be_gone_after_the_grace_and_not_before(world: Wo
         with pytest.raises(UnknownTopic, match="topic view"):
             reading.read(users_scope(0), [(NAMES.view, 0)])
         assert now[0] == Restarted.grace_s
+
+
+def test_the_grace_of_a_topic_begins_anew_after_a_broker_that_did_not_answer(world: World) -> None:
+    now = [0.0]
+
+    class Restarted(Reader):
+        """Gone at first, then silent for longer than the grace, then not quite up yet."""
+
+        def watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+            if now[0] < 1.0 or 90.0 <= now[0] < 120.0:
+                raise UnknownTopic("topic view")
+            if now[0] < 90.0:
+                raise KafkaUnavailable("127.0.0.1:9092", "timed out")
+            return super().watermarks(partitions)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    reading = Reading(Restarted(world), Alone(PARTITIONS, world), None, monotonic=lambda: now[0], sleep=sleep)
+    assert reading.read(users_scope(0), [(NAMES.view, 0)])
+    assert now[0] == 120.0
 
 
 def test_a_worker_that_serves_nothing_ends_at_once(world: World) -> None:
