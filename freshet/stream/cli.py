@@ -50,6 +50,9 @@ EXIT_UNAVAILABLE = 3
 EXIT_FENCED = 4
 EXIT_INTERRUPTED = 130
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+"""With the time, by which a fault is found again in the logs of Kafka, of Redis and of other workers."""
+
 EXTRA_OF = {
     "torch": "train",
     "torch_geometric": "train",
@@ -76,7 +79,7 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the frozen
 
 def main() -> None:
     """Run the command line; errors a user can mend are one line, not a traceback."""
-    logging.basicConfig(level=os.environ.get("FRESHET_LOG", "WARNING").upper(), format="%(levelname)s %(message)s")
+    logging.basicConfig(level=os.environ.get("FRESHET_LOG", "WARNING").upper(), format=LOG_FORMAT)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(standalone_mode=True)

@@ -21,9 +21,12 @@ from rich.table import Table
 
 from freshet.errors import FreshetError
 from freshet.model.bundle import Bundle, BundleError
+from freshet.reader import Reader
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.convert import convert
 from freshet.stream.eventlog import EventLog
+from freshet.stream.events import Kind, Purchase
+from freshet.stream.follower import IndexFollower
 from freshet.stream.local import LocalSystem
 from freshet.stream.modelling import TrainOrder, train_bundle
 from freshet.stream.progress import Bars
@@ -34,7 +37,6 @@ from freshet.stream.wiring import (
     one_click,
     open_follower,
     open_producer,
-    open_reader,
     read_status,
     run_replay,
     run_verify,
@@ -90,7 +92,7 @@ class Demo:
         users, products = status["users"], status["products"]
         self.console.print(f"  live with {users} users and {products} products")
         replayed = self._replay()
-        moments = {"click_ms": self._click(), "cold_product_ms": self._cold_product()}
+        moments = self._moments()
         self._kill()
         report = self._verify()
         return {
@@ -178,50 +180,53 @@ class Demo:
             "p99": fresh["p99"],
         }
 
-    def _click(self) -> float:
+    def _moments(self) -> dict[str, float]:
+        """The moments that a reader sees, by one reader that follows the changelog of products."""
+        status = read_status(self.settings)
+        follower = open_follower(self.settings, status["model_version"], status["dim"])
+        try:
+            with Reader(self.settings.redis, follower) as reader:
+                return {"click_ms": self._click(reader), "cold_product_ms": self._cold_product(reader, follower)}
+        finally:
+            follower.close()
+
+    def _click(self, reader: Reader) -> float:
         self._step("one click")
         user = self._some_user()
-        with open_reader(self.settings) as reader:
-            before = reader.recommend(user, 5).items
-            product = before[3][0]
-            result = one_click(self.settings, user, product)
-            after = reader.recommend(user, 5).items
+        before = reader.recommend(user, 5).items
+        product = before[3][0]
+        result = one_click(self.settings, user, product)
+        after = reader.recommend(user, 5).items
         self.console.print(f"  {user} before the view of {product}: {[i[0] for i in before]}", highlight=False)
         self.console.print(f"  {user} after it:  {[i[0] for i in after]}", highlight=False)
         self.console.print(f"  {result['click_ms']:.1f} ms in between", highlight=False)
         return round(float(result["click_ms"]), 2)
 
     def _some_user(self) -> str:
-        for event in EventLog(self.log).stream():
-            user = getattr(event, "user_id", None)
-            if user is not None and hasattr(event, "event_id"):
-                return str(user)
-        raise FreshetError(f"{self.log} names no user")
+        first = next(EventLog(self.log).stream([Kind.PURCHASE]), None)
+        if not isinstance(first, Purchase):
+            raise FreshetError(f"{self.log} names no user")
+        return first.user_id
 
-    def _cold_product(self) -> float:
+    def _cold_product(self, reader: Reader, follower: IndexFollower) -> float:
         self._step("a product nobody has seen")
         status = read_status(self.settings)
         like = self._some_product()
-        follower = open_follower(self.settings, status["model_version"], status["dim"])
-        try:
-            with open_producer(self.settings) as producer:
-                start = time.perf_counter()
-                producer.product(
-                    "demo-new-product", category=like.category, brand=like.brand, description=like.description,
-                    timestamp=next_event_ms(status, int(time.time() * 1e3)),
-                )  # fmt: skip
-                producer.flush(10.0)
-                while not follower.index.get(["demo-new-product"])[1][0]:
-                    follower.poll(0.002)
-                    if time.perf_counter() - start > 30:
-                        raise FreshetError("the new product did not reach the index within 30 s")
-            taken = (time.perf_counter() - start) * 1e3
-            vector = follower.index.get(["demo-new-product"])[0]
-            near = [i for i in follower.index.search(vector, 4).ids[0] if i != "demo-new-product"][:3]
-        finally:
-            follower.close()
-        with open_reader(self.settings) as reader:
-            similar = [name for name, _ in reader.similar("demo-new-product", 3)]
+        with open_producer(self.settings) as producer:
+            start = time.perf_counter()
+            producer.product(
+                "demo-new-product", category=like.category, brand=like.brand, description=like.description,
+                timestamp=next_event_ms(status, int(time.time() * 1e3)),
+            )  # fmt: skip
+            producer.flush(10.0)
+            while not follower.index.get(["demo-new-product"])[1][0]:
+                follower.poll(0.002)
+                if time.perf_counter() - start > 30:
+                    raise FreshetError("the new product did not reach the index within 30 s")
+        taken = (time.perf_counter() - start) * 1e3
+        vector = follower.index.get(["demo-new-product"])[0]
+        near = [i for i in follower.index.search(vector, 4).ids[0] if i != "demo-new-product"][:3]
+        similar = [name for name, _ in reader.similar("demo-new-product", 3)]
         self.console.print(
             f"  demo-new-product: {' / '.join(like.category or ())}, {like.description}", highlight=False
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -128,10 +128,8 @@ def run_worker(
     log = EventLog(backfill) if backfill else None
     index = make_index(settings.index, bundle.config.dim)
     with suppress(Stopped):
-        counts = wait_for(
-            "Kafka", lambda: topics.verify_topics(TopicAdmin(settings.kafka), settings.topics), bars, should_stop
-        )
-        with worker_of(settings, bundle, index, counts, origin, bars, should_stop) as worker:
+        described = wait_for("Kafka", lambda: ask_topics(TopicAdmin(settings.kafka), settings), bars, should_stop)
+        with worker_of(settings, bundle, index, described, origin, bars, should_stop) as worker:
             if log is not None:
                 worker.backfill(log.columns(until_ms=until_ms), sum(log.counts.values()), should_stop)
             frozen = said = False
@@ -149,12 +147,42 @@ def run_worker(
                 index.snapshot(index_dir, bundle.model_version)
 
 
+class Described(NamedTuple):
+    """What a broker says of the topics of a worker."""
+
+    read: dict[str, int]
+    """The topics that it reads, with their partitions."""
+    partitions: int
+    """Of each topic that is keyed by user."""
+    ids: dict[str, str]
+    """The ids of the input topics: one that was made anew has another."""
+
+
+def ask_topics(admin: TopicAdmin, settings: Settings) -> Described:
+    """All that a worker has to know of its topics, asked at one place, so that a broker may be waited for.
+
+    Raises TopicMismatch, FreshetError and KafkaUnavailable.
+    """
+    names = settings.topics
+    counts = topics.verify_topics(admin, names)
+    ids = {topic: there or "" for topic, there in admin.topic_ids(names.inputs).items()}
+    read = dict(counts)
+    if Role(settings.worker.role) is Role.USERS:
+        states = admin.describe([names.state_products])[names.state_products]
+        if states is None:
+            raise FreshetError(
+                f"{names.state_products} does not exist: create the topics with `{topics.CREATE_COMMAND}`"
+            )
+        read = {**{topic: counts[topic] for topic in names.by_user}, names.state_products: states}
+    return Described(read, counts[names.view], ids)
+
+
 @contextmanager
 def worker_of(
-    settings: Settings, bundle: Bundle, index: ItemIndex, counts: Mapping[str, int], origin: Origin, bars: Bars,
+    settings: Settings, bundle: Bundle, index: ItemIndex, described: Described, origin: Origin, bars: Bars,
     should_stop: Callable[[], bool],
 ) -> Iterator[Worker]:  # fmt: skip
-    """A worker on real servers; its clients are closed afterwards. `counts`: partitions of the input topics."""
+    """A worker on real servers; its clients are closed afterwards."""
     from freshet.model.frozen import FrozenTowers
     from freshet.store.graph import GraphStore
     from freshet.stream.ownership import Ownership
@@ -167,8 +195,7 @@ def worker_of(
     fence = wait_for("Redis", lambda: store.next_fence(scope, int(time.time() * 1e3)), bars, should_stop)
     graph = GraphStore(settings.graph, product_lists=role.writes_items)
     producer, consumer = RecordProducer(settings.kafka), PartitionConsumer(settings.kafka)
-    partitions = counts[names.view]
-    ownership = Ownership(graph.users, partitions)
+    ownership = Ownership(graph.users, described.partitions)
     sink = Sink(
         graph, store, index, producer, names.embeddings_products, bundle.model_version, bundle.config.dim,
         ownership, fence, settings.sink, should_stop=should_stop,
@@ -177,11 +204,12 @@ def worker_of(
     )  # fmt: skip
     towers = FrozenTowers(bundle, graph)
     updater = Updater(graph, towers, sink, topics.kinds(names), settings.decode, settings.ripple, role=role)
-    membership = _membership(settings, role, name, partitions, consumer)
+    membership = _membership(settings, role, name, described.partitions, consumer)
     try:
         yield Worker(
-            graph, updater, sink, store, consumer, producer, membership, names, _read_by(role, settings, counts),
-            origin, settings.worker, settings.popular, _snapshots(settings, graph, ownership, bundle.model_version),
+            graph, updater, sink, store, consumer, producer, membership, names, described.read, origin,
+            settings.worker, settings.popular,
+            _snapshots(settings, graph, ownership, bundle.model_version, described.ids),
             name, settings.deadletter, progress=bars.update,
         )  # fmt: skip
     finally:
@@ -206,29 +234,18 @@ def _membership(
     return Alone(partitions if role is Role.ALL else 0, consumer)
 
 
-def _read_by(role: Role, settings: Settings, counts: Mapping[str, int]) -> dict[str, int]:
-    """The topics that a worker reads, with their partitions."""
-    if role is not Role.USERS:
-        return dict(counts)
-    states = settings.topics.state_products
-    there = TopicAdmin(settings.kafka).describe([states])[states]
-    if there is None:
-        raise FreshetError(f"{states} does not exist: create the topics with `{topics.CREATE_COMMAND}`")
-    return {**{topic: counts[topic] for topic in settings.topics.by_user}, states: there}
-
-
-def _snapshots(settings: Settings, graph: GraphStore, ownership: Ownership, model_version: str) -> Snapshots | None:
+def _snapshots(
+    settings: Settings, graph: GraphStore, ownership: Ownership, model_version: str, topic_ids: Mapping[str, str]
+) -> Snapshots | None:
     """What takes and reads snapshots, where a place for them is set."""
     if settings.snapshot.place is None:
         return None
     from freshet.store.snapshot_places import open_place
     from freshet.stream.snapshots import Snapshots
 
-    ids = TopicAdmin(settings.kafka).topic_ids(settings.topics.inputs)
     return Snapshots(
-        graph, ownership, open_place(settings.snapshot.place), settings.snapshot, model_version,
-        {topic: there or "" for topic, there in ids.items()},
-    )  # fmt: skip
+        graph, ownership, open_place(settings.snapshot.place), settings.snapshot, model_version, topic_ids
+    )
 
 
 def run_replay(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from freshet.errors import FreshetError
 from freshet.store import kernels
-from freshet.stream import warming
+from freshet.stream import topics, warming
 from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.events import Kind
-from freshet.stream.wiring import BEHIND_MS, history_logs, next_event_ms
+from freshet.stream.kafka import KafkaUnavailable, TopicAdmin
+from freshet.stream.progress import Bars
+from freshet.stream.settings import Settings
+from freshet.stream.wiring import BEHIND_MS, ask_topics, history_logs, next_event_ms, wait_for
 
 NOW = 1_763_900_000_000
 
@@ -51,3 +57,42 @@ def test_the_loops_are_compiled_by_one_of_everything_that_can_happen() -> None:
     assert {kind for kind, _ in warming.EVENTS} == set(Kind)
     warming.main()
     assert kernels.weighted_sum.signatures and kernels.place_keys.signatures
+
+
+class ComingBack:
+    """A broker that leaves question after question unanswered, each of them once."""
+
+    def __init__(self, found: dict[str, int]) -> None:
+        self.found = found
+        self.failed: list[tuple[str, ...]] = []
+
+    def _asked(self, *question: str) -> None:
+        if question not in self.failed:
+            self.failed.append(question)
+            raise KafkaUnavailable("127.0.0.1:9092", "connection refused")
+
+    def describe(self, names: Iterable[str]) -> dict[str, int | None]:
+        asked = list(names)
+        self._asked("describe", *asked)
+        return {name: self.found.get(name) for name in asked}
+
+    def topic_ids(self, names: Iterable[str]) -> dict[str, str | None]:
+        asked = list(names)
+        self._asked("topic_ids", *asked)
+        return {name: f"id of {name}" for name in asked}
+
+
+@pytest.mark.parametrize("role", ["all", "items", "users"])
+def test_a_worker_that_starts_waits_for_the_answer_to_every_question(role: str) -> None:
+    settings = replace(Settings(), worker=replace(Settings().worker, role=role))
+    names = settings.topics
+    broker = ComingBack({spec.name: spec.partitions for spec in topics.specs(names)})
+    quiet = Bars(Console(quiet=True))
+    asked = wait_for("Kafka", lambda: ask_topics(cast(TopicAdmin, broker), settings), quiet, lambda: False)
+    assert len(broker.failed) == (3 if role == "users" else 2)
+    assert asked.partitions == names.partitions
+    assert asked.ids == {name: f"id of {name}" for name in names.inputs}
+    if role == "users":
+        assert set(asked.read) == {*names.by_user, names.state_products}
+    else:
+        assert set(asked.read) == set(names.inputs)
