@@ -123,10 +123,14 @@ class Chaos:
                 self._start(name) if name in NAMES else self.fleet.start("items", "items")
 
     def _wait_served(self) -> None:
+        """By what workers say from now on: what stands there is of before the fault."""
+        since_ms = int(time.time() * 1e3)
+
         def served() -> bool:
             self._supervise()
-            scopes = [self.fleet.serves(name) for name in NAMES]
-            return sum(map(len, scopes)) == PARTITIONS == len(set().union(*scopes)) and bool(self.fleet.serves("items"))
+            scopes = [self.fleet.serves(name, since_ms) for name in NAMES]
+            served_once = sum(map(len, scopes)) == PARTITIONS == len(set().union(*scopes))
+            return served_once and bool(self.fleet.serves("items", since_ms))
 
         self.fleet.wait("all partitions", served, SERVED_WITHIN_S)
 

@@ -107,10 +107,11 @@ class Fleet:
             assert time.monotonic() < end, f"{what} never came\n" + self.last_words()
             time.sleep(0.05)
 
-    def serves(self, name: str) -> set[str]:
-        """The scopes that a worker says it serves, while it is live."""
+    def serves(self, name: str, since_ms: int = 0) -> set[str]:
+        """The scopes that a worker says it serves, while it is live; nothing where it has not said so since then."""
         status = self.status(name)
-        return set(status.get("serves", ())) if status.get("state") in ("live", "rewriting") else set()
+        known = status.get("state") in ("live", "rewriting") and status["written_ms"] >= since_ms
+        return set(status["serves"]) if known else set()
 
     def last_words(self) -> str:
         """The end of every worker's log."""
