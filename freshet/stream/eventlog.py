@@ -13,7 +13,6 @@ import io
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
 from operator import attrgetter
@@ -126,12 +125,10 @@ class EventLog:
     def columns(
         self, size: int = 20_000, since_ms: int | None = None, until_ms: int | None = None
     ) -> Iterator[EventColumns]:
-        """Columns of up to `size` events, kind after kind: for the store, to which order means nothing.
-
-        While the caller works with one, a thread makes the next.
-        """
-        batches = (events for kind in self._files for events in self._events(kind, size, since_ms, until_ms))
-        yield from _made_ahead(map(decode_events, batches))
+        """Columns of up to `size` events, kind after kind: for the store, to which order means nothing."""
+        for kind in self._files:
+            for events in self._events(kind, size, since_ms, until_ms):
+                yield decode_events(events)
 
     def raw(
         self, since_ms: int | None = None, until_ms: int | None = None, kinds: Iterable[Kind] | None = None
@@ -299,15 +296,6 @@ class EventLog:
         if not lines[i].endswith(b"\n") and not _is_json(lines[i]):
             why = f"the file ends in the middle of this line; convert again, or delete the line ({why})"
         raise EventLogError(f"{path}: line {before + i + 1}: {why}")
-
-
-def _made_ahead(items: Iterator[EventColumns]) -> Iterator[EventColumns]:
-    """The same items, each made in a thread while the caller has the one before it: one more is held in memory."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="freshet-eventlog") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
@@ -120,30 +119,6 @@ def test_columns_hold_the_same_rows_as_the_stream(written: Path) -> None:
     assert np.array_equal(np.concatenate([c.views.event_hash for c in parts]), whole.views.event_hash)
     assert [u for c in parts for u in c.purchases.user] == whole.purchases.user
     assert [a for c in parts for a in c.products.attributes] == whole.products.attributes
-
-
-def test_columns_made_ahead_end_with_the_reader_and_an_error_comes_after_what_is_before_it(tmp_path: Path) -> None:
-    with EventLogWriter(tmp_path / "log", source="test") as log:
-        log.write_many(view(i, T0 + i) for i in range(30))
-    path = tmp_path / "log" / "view.jsonl"
-    some = EventLog(tmp_path / "log").columns(size=10)
-    assert len(next(some).views.user) == 10
-    assert thread_names() == {"freshet-eventlog"}
-    some.close()
-    assert not thread_names()
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:25], b"{\n", *lines[25:]]))
-    (tmp_path / "log" / "log.json").unlink()  # else it is refused before anything is read
-    read = []
-    with pytest.raises(EventLogError, match=r"view\.jsonl: line 26"):
-        for columns in EventLog(tmp_path / "log").columns(size=10):
-            read.append(len(columns.views.user))
-    assert read == [10, 10]
-    assert not thread_names()
-
-
-def thread_names() -> set[str]:
-    return {thread.name.partition("_")[0] for thread in threading.enumerate() if "eventlog" in thread.name}
 
 
 @pytest.mark.parametrize("since", [0, 1, 2_500, 4_999, 9_999, 10_000])
