@@ -35,8 +35,9 @@ class NameTaken(KafkaError):
 
     def __init__(self, group: str, reason: str) -> None:
         super().__init__(
-            f"the group {group} has given this worker's name to another member ({reason}). Two workers need two names "
-            "(--name). Where there is no second one, a broker was lost while this one joined: start it again"
+            f"the group {group} gives this worker's name to another member again and again ({reason}): two workers "
+            "need two names (--name). Where there is no second one, brokers were lost while this one joined: start it "
+            "again"
         )
 
 

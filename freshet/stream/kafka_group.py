@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as ck
 
-from freshet.stream.kafka import Weather, made, translated
-from freshet.stream.kafka_errors import KafkaError, KafkaRefused, NameTaken
+from freshet.stream.kafka import Weather, made
+from freshet.stream.kafka_errors import KafkaRefused, NameTaken
 from freshet.stream.kafka_settings import KafkaSettings
-from freshet.stream.membership import Listener, TopicPartition
+from freshet.stream.membership import Commits, Listener, TopicPartition
 
 logger = logging.getLogger("freshet.group")
 
@@ -26,19 +28,33 @@ class GroupMember:
     """A `Membership` of the group `settings.group_id`, by the partitions of `topic`.
 
     With `instance_id` it is a static member: one that comes back within the session timeout finds its partitions
-    as it left them, and nothing moves.
+    as it left them, and nothing moves. Where the group gives its name to another member it counts its partitions as
+    lost and joins again under the same name, as the other may be nobody: a broker that was lost while this one joined
+    had let it in, and could not say so. Two workers of one name take it from each other by turns, and the one that has
+    lost it more than `name_losses_max` times gives up.
     """
 
     shares = True
 
-    def __init__(self, settings: KafkaSettings, topic: str, instance_id: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topic: str,
+        offsets: Commits,
+        instance_id: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`offsets` answers what the group has committed: a member whose name is taken could not ask."""
         self.settings = settings
         self.commit_failures = 0
         self._topic = topic
-        self._weather = Weather("group member")
+        self._offsets = offsets
+        self._monotonic = monotonic
         self._gained: list[int] = []
+        self._told: set[int] = set()
         self._listener: Listener | None = None
-        properties: dict[str, object] = {
+        self._losses: deque[float] = deque()
+        self._properties: dict[str, object] = {
             "group.id": settings.group_id,
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": settings.session_timeout_ms,
@@ -48,23 +64,28 @@ class GroupMember:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "allow.auto.create.topics": False,
-            "error_cb": self._weather,
             "on_commit": self._committed,
             **({"group.instance.id": instance_id} if instance_id else {}),
         }
-        self._consumer = made(ck.Consumer, settings.client(properties))
-        self._consumer.subscribe([topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+        self._join()
 
     def poll(self, listener: Listener) -> None:
-        """See `Membership.poll`. Raises KafkaError where the group refuses this member for good."""
+        """See `Membership.poll`.
+
+        Raises NameTaken where another member takes the name again and again, and KafkaRefused where the group refuses
+        this one for good.
+        """
         self._listener = listener
         message = self._consumer.poll(0)
         if message is not None and (error := message.error()) is not None:
             self._weather(error)
-        if self._weather.final is not None:
-            raise self._refused(self._weather.final)
+        if (why := self._weather.final) is not None:
+            if "instance" not in why.lower():
+                raise KafkaRefused(self.settings.bootstrap, why)
+            self._join_again(listener, why)
         if self._gained:  # told here and not in the callback, where the group would wait for a snapshot to be read
             gained, self._gained = self._gained, []
+            self._told.update(gained)
             listener.gained(gained)
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -80,31 +101,38 @@ class GroupMember:
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """See `Membership.committed`."""
-        asked = [ck.TopicPartition(t, p) for t, p in partitions]
-        if not asked:
-            return {}
-        try:
-            answer = self._consumer.committed(asked, timeout=self.settings.request_timeout_ms / 1e3)
-        except ck.KafkaException as error:
-            doing = f"offsets of group {self.settings.group_id}"
-            raise translated(error, self.settings, self._weather, doing) from error
-        return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
+        return self._offsets.committed(partitions)
 
     def close(self) -> None:
         """See `Membership.close`. What is owned goes to others; of a static member after its session timeout."""
         self._listener = None
-        closing = threading.Thread(target=self._consumer.close, daemon=True)
-        closing.start()
-        closing.join(self.settings.close_timeout_ms / 1e3)
+        _closing(self._consumer).join(self.settings.close_timeout_ms / 1e3)
 
-    def _refused(self, why: str) -> KafkaError:
-        if "instance" in why.lower():
-            return NameTaken(self.settings.group_id, why)
-        return KafkaRefused(self.settings.bootstrap, why)
+    def _join(self) -> None:
+        self._weather = Weather("group member")
+        self._consumer = made(ck.Consumer, self.settings.client({**self._properties, "error_cb": self._weather}))
+        self._consumer.subscribe([self._topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+
+    def _join_again(self, listener: Listener, why: str) -> None:
+        now, window_s = self._monotonic(), self.settings.name_loss_window_ms / 1e3
+        while self._losses and now - self._losses[0] > window_s:
+            self._losses.popleft()
+        self._losses.append(now)
+        if len(self._losses) > self.settings.name_losses_max:
+            raise NameTaken(self.settings.group_id, why)
+        logger.warning("the group %s gave this worker's name to another: joining again", self.settings.group_id)
+        former = self._consumer
+        lost, self._told, self._gained = sorted(self._told), set(), []
+        self._join()
+        _closing(former)
+        if lost:
+            listener.lost(lost)
 
     # --- called from within poll and close ------------------------------------------------------
 
     def _assign(self, consumer: Any, partitions: list[ck.TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return
         for tp in partitions:
             tp.offset = 0  # any: it is paused before it could be read
         consumer.incremental_assign(partitions)
@@ -112,21 +140,25 @@ class GroupMember:
         self._gained.extend(tp.partition for tp in partitions)
 
     def _revoke(self, consumer: Any, partitions: list[ck.TopicPartition]) -> None:
-        numbers = self._told(partitions)
+        numbers = self._gone(consumer, partitions)
         if numbers and self._listener is not None:
             self._listener.revoked(numbers)
         consumer.incremental_unassign(partitions)
 
     def _lose(self, consumer: Any, partitions: list[ck.TopicPartition]) -> None:
-        numbers = self._told(partitions)
+        numbers = self._gone(consumer, partitions)
         if numbers and self._listener is not None:
             self._listener.lost(numbers)
         consumer.incremental_unassign(partitions)
 
-    def _told(self, partitions: list[ck.TopicPartition]) -> list[int]:
-        """Of these, the partitions that the listener knows it has gained."""
-        numbers = [tp.partition for tp in partitions]
-        told = [p for p in numbers if p not in self._gained]
+    def _gone(self, consumer: Any, partitions: list[ck.TopicPartition]) -> list[int]:
+        """Of these, what the listener has to hear of: what it was told it had gained, by the member that is one still.
+        """
+        if consumer is not self._consumer:
+            return []
+        numbers = {tp.partition for tp in partitions}
+        told = sorted(numbers & self._told)
+        self._told -= numbers
         self._gained = [p for p in self._gained if p not in numbers]
         return told
 
@@ -134,3 +166,9 @@ class GroupMember:
         if error is not None and error.code() != ck.KafkaError._NO_OFFSET:
             self.commit_failures += 1
             logger.warning("commit of group %s failed: %s", self.settings.group_id, error.str())
+
+
+def _closing(consumer: Any) -> threading.Thread:
+    closing = threading.Thread(target=consumer.close, daemon=True)
+    closing.start()
+    return closing

@@ -39,6 +39,10 @@ class KafkaSettings:
     """How long a worker that shares partitions may be silent before they go to others."""
     max_poll_interval_ms: int = 300_000
     """How long one turn of a worker may take, reading a snapshot included, before it is taken for dead."""
+    name_losses_max: int = 3
+    """How often within `name_loss_window_ms` the group may give a worker's name to another before it gives up."""
+    name_loss_window_ms: float = 600_000.0
+    """For how long the loss of a name counts."""
     request_timeout_ms: int = 10_000
     """How long a question to the broker (topics, watermarks, committed offsets) may take."""
     consume_timeout_ms: float = 2.0

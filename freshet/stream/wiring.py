@@ -230,7 +230,7 @@ def _membership(
     if role is Role.USERS:
         from freshet.stream.kafka_group import GroupMember
 
-        return GroupMember(settings.kafka, settings.topics.view, name if settings.worker.name else None)
+        return GroupMember(settings.kafka, settings.topics.view, consumer, name if settings.worker.name else None)
     return Alone(partitions if role is Role.ALL else 0, consumer)
 
 
