@@ -41,8 +41,8 @@ class KafkaSettings:
     """How long one turn of a worker may take, reading a snapshot included, before it is taken for dead."""
     name_losses_max: int = 3
     """How often within `name_loss_window_ms` the group may give a worker's name to another before it gives up."""
-    name_loss_window_ms: float = 600_000.0
-    """For how long the loss of a name counts."""
+    name_loss_window_ms: float = 120_000.0
+    """For how long the loss of a name counts: two workers of one name take it at every other heartbeat."""
     request_timeout_ms: int = 10_000
     """How long a question to the broker (topics, watermarks, committed offsets) may take."""
     consume_timeout_ms: float = 2.0
