@@ -19,7 +19,9 @@ import numpy as np
 from bench.report import result, table
 from freshet.stream import topics
 from freshet.stream.embedded import EmbeddedBroker
-from freshet.stream.kafka import KafkaSettings, PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing
 from freshet.stream.worker import partitions_of
 

@@ -34,7 +34,8 @@ from freshet.stream import topics
 from freshet.stream.codec import encode
 from freshet.stream.decode import decode_events
 from freshet.stream.events import View
-from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.local import LocalSystem
 from freshet.stream.ownership import Ownership
 from freshet.stream.records import Outgoing

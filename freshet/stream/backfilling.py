@@ -10,7 +10,8 @@ from freshet.store.graph import GraphStore
 from freshet.store.snapshot import LogPart
 from freshet.store.snapshot_places import open_place
 from freshet.stream.eventlog import EventLog
-from freshet.stream.kafka import PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.membership import TopicPartition
 from freshet.stream.ownership import Ownership
 from freshet.stream.rewriting import ITEMS, users_scope

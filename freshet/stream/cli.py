@@ -213,7 +213,7 @@ def worker(
     """Keep embeddings fresh: consume the topics, write to Redis and the item index, until SIGTERM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: small batches lose by a second thread
     from freshet.stream.progress import Bars
-    from freshet.stream.wiring import run_worker, worker_settings
+    from freshet.stream.starting import run_worker, worker_settings
 
     with Bars(console) as bars:
         settings = worker_settings(_settings(bootstrap, redis), role, name, standby, snapshots)

@@ -34,7 +34,8 @@ def backfill(
     from freshet.stream.kafka import TopicAdmin
     from freshet.stream.modelling import day_ms
     from freshet.stream.progress import Bars
-    from freshet.stream.wiring import settings_of, worker_settings
+    from freshet.stream.starting import worker_settings
+    from freshet.stream.wiring import settings_of
 
     settings = worker_settings(settings_of(os.environ, bootstrap, None), snapshots=snapshots)
     with Bars(console) as bars:

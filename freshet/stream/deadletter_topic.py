@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from freshet.errors import FreshetError
 from freshet.stream import topics
 from freshet.stream.deadletter import Address, DeadLetter, DeadLetterError, Receipt, from_deadletter, from_receipt
-from freshet.stream.kafka import KafkaUnavailable, PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_errors import KafkaUnavailable
 from freshet.stream.records import Record
 from freshet.stream.settings import Settings
 

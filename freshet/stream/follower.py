@@ -12,7 +12,7 @@ import numpy as np
 
 from freshet.store.index import ItemIndex
 from freshet.store.value import SEQ_HEADER, decode_value
-from freshet.stream.kafka import PartitionConsumer
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.records import Record
 
 BATCH_MAX = 5_000

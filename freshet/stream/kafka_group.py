@@ -1,4 +1,4 @@
-"""A place in a Kafka consumer group, for the partitions it gives alone: records are read by `kafka.PartitionConsumer`.
+"""A place in a Kafka consumer group, for the partitions it gives alone: others read their records.
 
 The group shares out one topic, and a worker reads the partitions of the same numbers of every topic keyed by user: no
 assignor of the cooperative protocol would keep several topics together. The member reads nothing itself (what it is

@@ -19,7 +19,8 @@ from typing import Any
 from freshet.errors import FreshetError
 from freshet.stream import topics
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis
-from freshet.stream.kafka import PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import NotQuiet, wait_until_quiet
 from freshet.stream.wiring import open_store, read_status

@@ -47,7 +47,7 @@ class Membership(Protocol):
 
 
 class Commits(Protocol):
-    """The group's offsets, written and read by a client that is in no group; `kafka.PartitionConsumer` is one."""
+    """The group's offsets, by a client that is in no group, such as `kafka_consumer.PartitionConsumer`."""
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None: ...
 

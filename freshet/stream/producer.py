@@ -19,7 +19,8 @@ import msgspec
 from freshet.errors import FreshetError
 from freshet.stream.codec import JSON, encode, encode_record_key, validate
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
-from freshet.stream.kafka import KafkaSettings, OnDelivery, RecordProducer, TopicAdmin
+from freshet.stream.kafka import OnDelivery, RecordProducer, TopicAdmin
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing
 from freshet.stream.rejection import DecodeLimits, Reason, Rejection, reject
 from freshet.stream.topics import TopicSettings, kinds, verify_topics

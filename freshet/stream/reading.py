@@ -25,8 +25,10 @@ ASK_AGAIN_S = 0.5
 
 
 class Source(Protocol):
-    """Records of given partitions from given offsets; `kafka.PartitionConsumer` is one. `grace_s`: so long a broker has
-    to say that a topic is gone before it is believed."""
+    """Records of given partitions from given offsets; `kafka_consumer.PartitionConsumer` is one.
+
+    `grace_s`: so long a broker has to say that a topic is gone before it is believed.
+    """
 
     grace_s: float
 

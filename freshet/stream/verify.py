@@ -22,7 +22,7 @@ from freshet.store.value import decode_value
 from freshet.stream.decode import DecodeLimits, decode
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
-from freshet.stream.kafka import PartitionConsumer
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.placement import Placement
 from freshet.stream.rewriting import every_scope
 from freshet.stream.worker_status import combined, read_statuses

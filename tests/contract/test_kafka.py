@@ -10,18 +10,10 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from freshet.stream.embedded import EmbeddedBroker, free_port
-from freshet.stream.kafka import (
-    KafkaError,
-    KafkaSettings,
-    KafkaUnavailable,
-    OffsetGap,
-    PartitionConsumer,
-    RecordProducer,
-    TopicAdmin,
-    UnknownTopic,
-    Weather,
-    translated,
-)
+from freshet.stream.kafka import RecordProducer, TopicAdmin, Weather, translated
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_errors import KafkaError, KafkaUnavailable, OffsetGap, UnknownTopic
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.topics import TopicSettings, TopicSpec, create, partition_of, specs, verify_topics
 from tests.integration.apache_kafka import ApacheKafka

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freshet.stream.embedded import EmbeddedError, EmbeddedServer, connects, free_port
-from freshet.stream.kafka import KafkaSettings, KafkaUnavailable, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_errors import KafkaUnavailable
+from freshet.stream.kafka_settings import KafkaSettings
 
 VERSION = "4.1.1"
 """As pinned in kafka/pom.xml."""

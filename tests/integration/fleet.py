@@ -20,7 +20,8 @@ from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.completeness import Sentinel, read_sentinel, sentinel_blob
 from freshet.stream.embedded import EmbeddedRedis
 from freshet.stream.events import Event, Kind, Product, Profile, Purchase, Session, View
-from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.records import Outgoing
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import NotQuiet, Report, wait_until_quiet

@@ -12,7 +12,8 @@ from freshet.stream import topics
 from freshet.stream.deadletter import from_deadletter
 from freshet.stream.decode import decode
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, View
-from freshet.stream.kafka import PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.worker import partitions_of
 from tests.integration.fleet import PUBLISH_TIMEOUT_MS, Fleet

@@ -18,7 +18,8 @@ from freshet.stream import topics
 from freshet.stream.backfilling import backfill
 from freshet.stream.embedded import EmbeddedRedis, free_port
 from freshet.stream.eventlog_writer import EventLogWriter
-from freshet.stream.kafka import PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.settings import Settings
 from freshet.stream.wiring import open_store
 from tests.integration.apache_kafka import ApacheKafka

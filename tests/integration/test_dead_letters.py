@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,13 +19,15 @@ from freshet.stream import topics
 from freshet.stream.codec import encode
 from freshet.stream.deadletter_topic import Entry, open_dead_letters
 from freshet.stream.events import Kind, View
-from freshet.stream.kafka import PartitionConsumer, RecordProducer
+from freshet.stream.kafka import RecordProducer
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.local import LocalSystem
 from freshet.stream.records import Outgoing
 from freshet.stream.rejection import Reason
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.topics import partition_of
 from freshet.stream.wiring import run_verify
+from tests.commands import freshet
 from tests.contract.test_golden import CASES, record_of
 from tests.integration.apache_kafka import ApacheKafka
 from tests.random_bundle import random_bundle
@@ -90,10 +90,7 @@ def entries(system: LocalSystem, count: int) -> list[Entry]:
 
 
 def called(system: LocalSystem, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "freshet.stream.cli", "deadletter", *map(str, words)],
-        capture_output=True, text=True, timeout=90, check=False, env={**os.environ, **as_environment(system.settings)},
-    )  # fmt: skip
+    return freshet("deadletter", *words, env=as_environment(system.settings))
 
 
 def said(system: LocalSystem, *words: object) -> Any:

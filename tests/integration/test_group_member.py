@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from freshet.stream.kafka import PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.kafka_errors import NameTaken
 from freshet.stream.kafka_group import GroupMember
 from freshet.stream.kafka_settings import KafkaSettings

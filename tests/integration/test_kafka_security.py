@@ -10,14 +10,10 @@ import pytest
 
 from freshet.errors import FreshetError
 from freshet.stream import topics
-from freshet.stream.kafka import (
-    KafkaRefused,
-    KafkaSettings,
-    KafkaUnavailable,
-    PartitionConsumer,
-    RecordProducer,
-    TopicAdmin,
-)
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_errors import KafkaRefused, KafkaUnavailable
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.producer import Producer
 from freshet.stream.topics import TopicSettings
 from tests.certificates import KEY_PASSWORD, Certificates

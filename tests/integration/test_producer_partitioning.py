@@ -12,7 +12,9 @@ import pytest
 
 from freshet.stream.codec import decode_record
 from freshet.stream.events import Kind, View
-from freshet.stream.kafka import KafkaSettings, PartitionConsumer, RecordProducer, TopicAdmin
+from freshet.stream.kafka import RecordProducer, TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.producer import Producer
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.topics import TopicSettings, TopicSpec, create, partition_of

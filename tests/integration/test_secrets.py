@@ -19,7 +19,8 @@ from freshet.store.redis_settings import RedisSettings
 from freshet.stream import topics
 from freshet.stream.embedded import EmbeddedBroker, EmbeddedRedis, free_port
 from freshet.stream.events import View
-from freshet.stream.kafka import KafkaSettings, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.local import LocalSystem
 from freshet.stream.producer import Producer
 from freshet.stream.settings import Settings, as_environment, from_environment

@@ -25,7 +25,11 @@ MAY_IMPORT = {
 """What each part of the package may import; `freshet/__init__` does so lazily."""
 
 HOME_OF_VENDOR = {
-    "confluent_kafka": {"freshet/stream/kafka.py", "freshet/stream/kafka_group.py"},
+    "confluent_kafka": {
+        "freshet/stream/kafka.py",
+        "freshet/stream/kafka_consumer.py",
+        "freshet/stream/kafka_group.py",
+    },
     "redis": {"freshet/store/redis_client.py"},
     "faiss": {"freshet/store/faiss_search.py"},
     "numba": {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,13 @@ from freshet.errors import FreshetError
 from freshet.stream.cli import EXIT_FENCED, EXIT_UNAVAILABLE, EXIT_USAGE, exit_code
 from freshet.stream.embedded import free_port
 from freshet.stream.kafka_errors import NameTaken
+from tests.commands import freshet, freshet_process
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_log"
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "freshet.stream.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment},
-    )  # fmt: skip
+    return freshet(*arguments, env=environment)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -127,6 +123,6 @@ def test_exit_codes_follow_the_kind_of_error() -> None:
 
 def test_a_part_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    done = run("dayzero", TINY, "--bundle", tmp_path / "bundle", PYTHONPATH=str(tmp_path))
+    done = freshet_process("dayzero", TINY, "--bundle", tmp_path / "bundle", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == EXIT_USAGE
     assert "freshet[train]" in one_line(done)

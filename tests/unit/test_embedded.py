@@ -24,7 +24,8 @@ from freshet.stream.embedded import (
     free_port,
     redis_binary,
 )
-from freshet.stream.kafka import KafkaSettings, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_settings import KafkaSettings
 
 KINDS = [EmbeddedBroker, EmbeddedRedis]
 FOREGROUND = """

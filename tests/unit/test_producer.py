@@ -13,7 +13,10 @@ import pytest
 from freshet.stream.codec import MSGPACK, decode_record
 from freshet.stream.embedded import EmbeddedBroker, free_port
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
-from freshet.stream.kafka import KafkaSettings, KafkaUnavailable, PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_errors import KafkaUnavailable
+from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.producer import DeliveryFailed, InvalidEvent, Producer, new_event_id
 from freshet.stream.records import Record
 from freshet.stream.rejection import DecodeLimits, Reason

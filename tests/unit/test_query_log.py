@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,7 @@ from freshet.stream.query.answer import Answer
 from freshet.stream.query.language import QueryError
 from freshet.stream.query.run import run_on_log
 from freshet.stream.settings import Settings
+from tests.commands import freshet, freshet_process
 from tests.unit.query_logs import DAY_MS, START_MS, shop, write_log
 from tests.unit.test_query_language import examples
 
@@ -257,11 +258,9 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
 # --- the command --------------------------------------------------------------------------------
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "freshet.stream.cli", "query", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, cwd=ROOT, env={**os.environ, **environment},
-    )  # fmt: skip
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    with chdir(ROOT):
+        return freshet("query", *arguments)
 
 
 def commands() -> list[str]:
@@ -314,6 +313,7 @@ def test_a_call_that_cannot_be_meant(arguments: tuple[object, ...], said: str) -
 
 def test_without_the_parser_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "lark.py").write_text("raise ModuleNotFoundError(\"No module named 'lark'\", name='lark')")
-    done = run("PREDICT product_id FOR user 'a' USING purchase", TINY, PYTHONPATH=str(tmp_path))
+    asked = "PREDICT product_id FOR user 'a' USING purchase"
+    done = freshet_process("query", asked, TINY, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
     assert "freshet[query]" in done.stderr

@@ -15,10 +15,12 @@ from freshet.store import kernels
 from freshet.stream import topics, warming
 from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.events import Kind
-from freshet.stream.kafka import KafkaUnavailable, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_errors import KafkaUnavailable
 from freshet.stream.progress import Bars
 from freshet.stream.settings import Settings
-from freshet.stream.wiring import BEHIND_MS, ask_topics, history_logs, next_event_ms, wait_for
+from freshet.stream.starting import ask_topics, wait_for
+from freshet.stream.wiring import BEHIND_MS, history_logs, next_event_ms
 
 NOW = 1_763_900_000_000
 

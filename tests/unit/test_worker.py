@@ -15,7 +15,7 @@ from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.events import View
 from freshet.stream.freshness import Freshness
-from freshet.stream.kafka import KafkaError
+from freshet.stream.kafka_errors import KafkaError
 from freshet.stream.membership import Alone
 from freshet.stream.ownership import Ownership
 from freshet.stream.records import Outgoing, Record

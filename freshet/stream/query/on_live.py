@@ -16,7 +16,8 @@ from freshet.stream import topics
 from freshet.stream.decode import decode
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
-from freshet.stream.kafka import PartitionConsumer, TopicAdmin
+from freshet.stream.kafka import TopicAdmin
+from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.query.catalogue import Catalogue
 from freshet.stream.query.encoded import Prediction
 from freshet.stream.query.language import Condition, Query
