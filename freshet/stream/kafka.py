@@ -8,9 +8,12 @@ here, in `kafka_consumer.py` and in `kafka_group.py`, and nowhere else.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -106,6 +109,13 @@ def made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
         raise KafkaError(f"Kafka settings: {error.args[0].str()}") from error
 
 
+def closing(consumer: ck.Consumer) -> threading.Thread:
+    """A thread that closes a consumer, which may wait for a broker."""
+    thread = threading.Thread(target=consumer.close, daemon=True)
+    thread.start()
+    return thread
+
+
 def translated(
     error: ck.KafkaException, settings: KafkaSettings, weather: Weather, doing: str, name: str = ""
 ) -> KafkaError:
@@ -124,6 +134,10 @@ class RecordProducer:
 
     Sending is asynchronous: `poll` or a later `send` delivers the reports, `flush` waits for all of them. A
     record whose sender gave no `on_delivery` and that could not be delivered is counted in `failures`.
+
+    A client may lose sight of a partition's leader for good when brokers come and go (librdkafka issues 5401, 5430
+    and 5593). So a record that was not delivered within `delivery_attempt_ms` is sent again by a new client, and all
+    that wait with it in their order: it may then be there twice.
     """
 
     def __init__(self, settings: KafkaSettings, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -132,30 +146,20 @@ class RecordProducer:
         self.last_failure: str | None = None
         self._monotonic = monotonic
         self._weather = Weather("producer")
-        properties: dict[str, object] = {
-            "partitioner": "murmur2_random",
-            "enable.idempotence": settings.idempotence,
-            "acks": "all",
-            "linger.ms": settings.linger_ms,
-            "delivery.timeout.ms": settings.delivery_timeout_ms,
-            "queue.buffering.max.messages": settings.send_queue_records_max,
-            "queue.buffering.max.kbytes": settings.send_queue_kbytes_max,
-            "message.max.bytes": settings.message_bytes_max,
-            "error_cb": self._weather,
-        }
-        self._producer = made(ck.Producer, settings.client(properties))
+        self._again: deque[_Sent] = deque()
+        self._clients = [self._open()]
 
     def connect(self, timeout_s: float) -> None:
         """Reach a broker now, and not when the first record is sent. Raises KafkaUnavailable."""
         try:
-            self._producer.list_topics(timeout=timeout_s)
+            self._clients[-1].list_topics(timeout=timeout_s)
         except ck.KafkaException as error:
-            self._producer.poll(0)  # what the connection has to say is told when it is asked for
+            self._clients[-1].poll(0)  # what the connection has to say is told when it is asked for
             raise translated(error, self.settings, self._weather, "connecting") from error
 
     def __len__(self) -> int:
         """Records whose fate is not known yet."""
-        return len(self._producer)
+        return sum(map(len, self._clients)) + len(self._again)
 
     def send(self, record: Outgoing, on_delivery: OnDelivery | None = None) -> None:
         """Queue a record; waits while the queue is full.
@@ -163,53 +167,104 @@ class RecordProducer:
         Raises KafkaUnavailable when it stays full for `delivery_timeout_ms`, KafkaError for a record that is
         too large.
         """
-        report = self._count if on_delivery is None else _reporting(on_delivery)
+        self._queue(_Sent(record, on_delivery, self._monotonic() + self.settings.delivery_timeout_ms / 1e3))
+
+    def poll(self) -> int:
+        """Deliver the reports that have come; returns how many."""
+        told = sum(client.poll(0) for client in self._clients)
+        if self._again:
+            self._send_again()
+        return told
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until the fate of every record is known, at most `timeout_s`; returns how many are still open."""
+        end = self._monotonic() + timeout_s
+        while True:
+            left_s = end - self._monotonic()
+            self._clients[-1].flush(max(0.0, min(left_s, FLUSH_TURN_S)))
+            self.poll()
+            if not len(self) or left_s <= 0:
+                return len(self)
+
+    def close(self, timeout_s: float = 0.0) -> int:
+        """Flush and give up what is left; returns how many records that were."""
+        left = self.flush(timeout_s)
+        for client in self._clients:
+            client.purge()
+            client.flush(timeout_s)
+        self._again.clear()
+        return left
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _open(self) -> ck.Producer:
+        settings = self.settings
+        properties: dict[str, object] = {
+            "partitioner": "murmur2_random",
+            "enable.idempotence": settings.idempotence,
+            "acks": "all",
+            "linger.ms": settings.linger_ms,
+            "delivery.timeout.ms": min(settings.delivery_attempt_ms, settings.delivery_timeout_ms),
+            "queue.buffering.max.messages": settings.send_queue_records_max,
+            "queue.buffering.max.kbytes": settings.send_queue_kbytes_max,
+            "message.max.bytes": settings.message_bytes_max,
+            "error_cb": self._weather,
+        }
+        return made(ck.Producer, settings.client(properties))
+
+    def _queue(self, sent: _Sent) -> None:
+        record, client = sent.record, self._clients[-1]
         give_up: float | None = None
         while True:
             try:
-                self._producer.produce(
+                client.produce(
                     record.topic,
                     record.value,
                     record.key,
-                    on_delivery=report,
+                    on_delivery=partial(self._settle, sent),
                     timestamp=record.timestamp_ms or 0,
                     headers=list(record.headers) or None,
                 )
-                self._producer.poll(0)
+                client.poll(0)
                 return
             except BufferError:
                 now = self._monotonic()
                 give_up = give_up or now + self.settings.delivery_timeout_ms / 1e3
                 if now >= give_up:
-                    self._producer.poll(0)  # its length counts events that wait to be told, too
-                    reason = f"{len(self._producer)} records wait to be sent"
+                    client.poll(0)  # its length counts events that wait to be told, too
+                    reason = f"{len(client)} records wait to be sent"
                     raise KafkaUnavailable(self.settings.bootstrap, reason) from None
-                self._producer.poll(0.05)
+                client.poll(0.05)
             except ck.KafkaException as error:
                 raise self._refused(error, record) from error
 
-    def poll(self) -> int:
-        """Deliver the reports that have come; returns how many."""
-        return self._producer.poll(0)
-
-    def flush(self, timeout_s: float) -> int:
-        """Wait until the fate of every record is known, at most `timeout_s`; returns how many are still open."""
-        return self._producer.flush(timeout_s)
-
-    def close(self, timeout_s: float = 0.0) -> int:
-        """Flush and give up what is left; returns how many records that were."""
-        left = self._producer.flush(timeout_s)
-        self._producer.purge()
-        self._producer.flush(timeout_s)
-        return left
-
-    # --- parts ----------------------------------------------------------------------------------
-
-    def _count(self, error: ck.KafkaError | None, message: ck.Message) -> None:
-        if error is not None:
+    def _settle(self, sent: _Sent, error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is None:
+            if sent.on_delivery is not None:
+                sent.on_delivery(None, message.offset())
+        elif error.code() in _SEND_AGAIN and self._monotonic() < sent.give_up:
+            self._again.append(sent)
+        elif sent.on_delivery is not None:
+            sent.on_delivery(error.str(), None)
+        else:
             self.failures += 1
             self.last_failure = f"topic {message.topic()}: {error.str()}"
             logger.warning("a record was not delivered: %s", self.last_failure)
+
+    def _send_again(self) -> None:
+        """By a new client. What the former has not delivered yet follows in order: what is on its way before the rest;
+        a record that it cannot give back at once is waited for."""
+        former = self._clients[-1]
+        logger.warning("records were not delivered in time: another client sends the %d that wait", len(self))
+        self._clients.append(self._open())
+        former.purge(in_queue=False)
+        former.poll(0)
+        former.purge(in_flight=False)
+        former.flush(FLUSH_TURN_S)
+        self._clients = [client for client in self._clients[:-1] if len(client)] + self._clients[-1:]
+        for _ in range(len(self._again)):
+            self._queue(self._again[0])
+            self._again.popleft()
 
     def _refused(self, error: ck.KafkaException, record: Outgoing) -> KafkaError:
         if error.args[0].code() == ck.KafkaError.MSG_SIZE_TOO_LARGE:
@@ -222,14 +277,16 @@ class RecordProducer:
         return translated(error, self.settings, self._weather, f"sending to {name}", name)
 
 
-def _reporting(on_delivery: OnDelivery) -> Callable[[ck.KafkaError | None, ck.Message], None]:
-    def report(error: ck.KafkaError | None, message: ck.Message) -> None:
-        if error is None:
-            on_delivery(None, message.offset())
-        else:
-            on_delivery(error.str(), None)
+class _Sent(NamedTuple):
+    record: Outgoing
+    on_delivery: OnDelivery | None
+    give_up: float
+    """When, by the monotonic clock, it counts as failed."""
 
-    return report
+
+FLUSH_TURN_S = 1.0
+"""How long a flush waits before it looks whether records have to be sent again."""
+_SEND_AGAIN = {ck.KafkaError._MSG_TIMED_OUT, ck.KafkaError._PURGE_QUEUE, ck.KafkaError._PURGE_INFLIGHT}
 
 
 class TopicAdmin:

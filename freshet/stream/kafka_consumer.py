@@ -3,20 +3,25 @@
 Partitions are assigned by hand; the group's offsets are written for lag monitoring and never decide where reading
 begins. A connection that breaks is waited out; an offset that the broker no longer has and a topic that is gone are
 raised as a `KafkaError` that says what to do.
+
+A client of librdkafka can lose sight of a partition's leader when brokers come and go, and then reads no more of it
+without an error, or takes it for gone (its issues 5401, 5430 and 5593). So another client is asked now and then how far
+the partitions reach, and takes over where one of them stands still; and none is gone before a new client says so.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import confluent_kafka as ck
 
-from freshet.stream.kafka import NO_TOPIC, Weather, made, translated
+from freshet.stream.kafka import NO_TOPIC, Weather, closing, made, translated
 from freshet.stream.kafka_errors import KafkaError, KafkaRefused, KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import TopicPartition
@@ -41,6 +46,15 @@ _NO_LEADER = {
 _OUT_OF_RANGE = {ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError.OFFSET_OUT_OF_RANGE}
 
 
+class _Reach(NamedTuple):
+    """How far the partitions of an assignment reached `at` a time, and where we stood before that was asked."""
+
+    at: float
+    assigned: Mapping[TopicPartition, int]
+    positions: Mapping[TopicPartition, int]
+    ends: Mapping[TopicPartition, int]
+
+
 class PartitionConsumer:
     """Reads the partitions it is given, from the offsets it is given. For one thread."""
 
@@ -55,19 +69,9 @@ class PartitionConsumer:
         self._assigned: dict[TopicPartition, int] = {}
         self._recheck_at = 0.0
         self._doubt_since: float | None = None
-        properties: dict[str, object] = {
-            "group.id": settings.group_id,
-            "auto.offset.reset": "error",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "allow.auto.create.topics": False,
-            "fetch.wait.max.ms": settings.fetch_wait_ms,
-            "fetch.queue.backoff.ms": settings.fetch_queue_backoff_ms,
-            "queued.max.messages.kbytes": settings.fetch_queue_kbytes_max,
-            "error_cb": self._weather,
-            "on_commit": self._committed,
-        }
-        self._consumer = made(ck.Consumer, settings.client(properties))
+        self._ask_at = monotonic() + settings.stall_check_interval_ms / 1e3
+        self._reach: _Reach | None = None
+        self._consumer = self._open()
 
     @property
     def transport_errors(self) -> int:
@@ -93,6 +97,7 @@ class PartitionConsumer:
         messages = self._consumer.consume(records_max, wait_s)
         if self._weather.disturbed:
             self._recheck()
+        self._watch(drained=len(messages) < records_max)
         if not messages:
             return []
         good: list[Any] = [m for m in messages if m.error() is None]  # Any: with no error, nothing is None
@@ -139,11 +144,66 @@ class PartitionConsumer:
 
     def close(self) -> None:
         """Stop reading; commits under way are finished, unless no broker answers within `close_timeout_ms`."""
-        closing = threading.Thread(target=self._consumer.close, daemon=True)
-        closing.start()
-        closing.join(self.settings.close_timeout_ms / 1e3)
+        closing(self._consumer).join(self.settings.close_timeout_ms / 1e3)
 
     # --- parts ----------------------------------------------------------------------------------
+
+    def _open(self) -> ck.Consumer:
+        properties: dict[str, object] = {
+            "group.id": self.settings.group_id,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "allow.auto.create.topics": False,
+            "fetch.wait.max.ms": self.settings.fetch_wait_ms,
+            "fetch.queue.backoff.ms": self.settings.fetch_queue_backoff_ms,
+            "queued.max.messages.kbytes": self.settings.fetch_queue_kbytes_max,
+            "error_cb": self._weather,
+            "on_commit": self._committed,
+        }
+        return made(ck.Consumer, self.settings.client(properties))
+
+    def _renew(self) -> None:
+        """Read on with a new client, from where the former stands."""
+        positions = self._positions() if self._assigned else {}
+        former, self._consumer = self._consumer, self._open()
+        closing(former)
+        if positions:
+            self._assign(positions)
+
+    def _watch(self, drained: bool) -> None:
+        """Take over from a client that stands still before the end of a partition; `drained`: it has no more records.
+        """
+        now, reach = self._monotonic(), self._reach
+        if reach is not None and drained and now - reach.at >= self.settings.stall_after_ms / 1e3:
+            self._reach, self._ask_at = None, now + self.settings.stall_check_interval_ms / 1e3
+            still = self._standing_still(reach) if reach.assigned is self._assigned else {}
+            if still:
+                logger.warning("nothing comes of %s, though there is more: another client reads on", still)
+                self._renew()
+        if now >= self._ask_at and self._assigned:
+            self._ask_at = math.inf  # until this answer has been judged
+            threading.Thread(target=self._ask, args=(self._assigned, self._positions()), daemon=True).start()
+
+    def _standing_still(self, reach: _Reach) -> dict[TopicPartition, int]:
+        """Partitions of which nothing came since they were asked for, with their ends beyond it."""
+        positions = self._positions()
+        return {tp: end for tp, end in reach.ends.items() if reach.positions[tp] == positions[tp] < end}
+
+    def _ask(self, assigned: Mapping[TopicPartition, int], positions: Mapping[TopicPartition, int]) -> None:
+        """In a thread of its own: how far a client that was just made says the partitions reach."""
+        ends: dict[TopicPartition, int] = {}
+        try:
+            client = self._open()
+            for topic, partition in positions:
+                with suppress(ck.KafkaException):
+                    asked = ck.TopicPartition(topic, partition)
+                    found = client.get_watermark_offsets(asked, self._timeout_s, cached=False)
+                    if found is not None:
+                        ends[topic, partition] = int(found[1])
+            client.close()
+        finally:
+            self._reach = _Reach(self._monotonic(), assigned, positions, ends)
 
     def _watermarks(
         self, partitions: Iterable[TopicPartition], timeout_s: float
@@ -154,7 +214,7 @@ class PartitionConsumer:
 
     def _watermark(self, tp: TopicPartition, end: float, timeout_s: float) -> tuple[int, int]:
         name = f"topic {tp[0]}, partition {tp[1]}"
-        relisted = False
+        renewed = False
         while True:
             try:
                 found = self._consumer.get_watermark_offsets(ck.TopicPartition(*tp), timeout=timeout_s, cached=False)
@@ -163,9 +223,9 @@ class PartitionConsumer:
                 if error.args[0].code() in _NO_LEADER and self._monotonic() < end:
                     time.sleep(LEADER_WAIT_S)
                     continue
-                if error.args[0].code() in NO_TOPIC and not relisted:
-                    relisted = True
-                    self._relist_topics(timeout_s)
+                if error.args[0].code() in NO_TOPIC and not renewed:
+                    renewed = True
+                    self._renew()
                     continue
                 if not self._assigned:  # else this could swallow a record, and a poll has just been made
                     self._consumer.poll(0)
@@ -203,12 +263,6 @@ class PartitionConsumer:
             asked = positions[topic, partition]
             if not low <= asked <= high:
                 raise OffsetGap(topic, partition, asked, low, high)
-
-    def _relist_topics(self, timeout_s: float) -> None:
-        """Have the client ask anew what topics there are: the answer of a broker that was going or coming may lack
-        partitions, and the client keeps it for minutes."""
-        with suppress(ck.KafkaException):
-            self._consumer.list_topics(timeout=timeout_s)
 
     def _find_topics(self, timeout_s: float) -> None:
         try:
@@ -260,10 +314,13 @@ class PartitionConsumer:
         self._weather(error)
 
     def _read_from(self, positions: Mapping[TopicPartition, int]) -> None:
-        self._assigned = dict(positions)
-        self._consumer.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in positions.items()])
+        self._assign(positions)
         self._weather.cleared()
         self._doubt_since = None
+
+    def _assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._assigned = dict(positions)
+        self._consumer.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in positions.items()])
 
     def _committed(self, error: ck.KafkaError | None, offsets: list[ck.TopicPartition]) -> None:
         if error is not None and error.code() != ck.KafkaError._NO_OFFSET:

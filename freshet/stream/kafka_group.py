@@ -8,7 +8,6 @@ given is paused), so it can be polled at every turn, and commits offsets that th
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import confluent_kafka as ck
 
-from freshet.stream.kafka import Weather, made
+from freshet.stream.kafka import Weather, closing, made
 from freshet.stream.kafka_errors import KafkaRefused, NameTaken
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import Commits, Listener, TopicPartition
@@ -106,7 +105,7 @@ class GroupMember:
     def close(self) -> None:
         """See `Membership.close`. What is owned goes to others; of a static member after its session timeout."""
         self._listener = None
-        _closing(self._consumer).join(self.settings.close_timeout_ms / 1e3)
+        closing(self._consumer).join(self.settings.close_timeout_ms / 1e3)
 
     def _join(self) -> None:
         self._weather = Weather("group member")
@@ -124,7 +123,7 @@ class GroupMember:
         former = self._consumer
         lost, self._told, self._gained = sorted(self._told), set(), []
         self._join()
-        _closing(former)
+        closing(former)
         if lost:
             listener.lost(lost)
 
@@ -166,9 +165,3 @@ class GroupMember:
         if error is not None and error.code() != ck.KafkaError._NO_OFFSET:
             self.commit_failures += 1
             logger.warning("commit of group %s failed: %s", self.settings.group_id, error.str())
-
-
-def _closing(consumer: Any) -> threading.Thread:
-    closing = threading.Thread(target=consumer.close, daemon=True)
-    closing.start()
-    return closing

@@ -60,6 +60,10 @@ class KafkaSettings:
     recheck_grace_ms: float = 60_000.0
     """How long a broker has to say that topics or records are gone before it is believed: one that starts knows little
     at first, and of three on two cores the last one took over 15 s."""
+    stall_check_interval_ms: float = 30_000.0
+    """How often another client is asked whether there is more of partitions than what has come."""
+    stall_after_ms: float = 5_000.0
+    """How long after such an answer a partition may stand still before another client reads it."""
     close_timeout_ms: int = 5_000
     """How long the consumer may take to finish its commits when it closes."""
     linger_ms: float = 5.0
@@ -68,6 +72,8 @@ class KafkaSettings:
     """Whether the broker drops the producer's own repetitions and keeps their order."""
     delivery_timeout_ms: int = 120_000
     """How long the producer tries to deliver a record before it reports it as failed."""
+    delivery_attempt_ms: int = 30_000
+    """How long one client of the producer may try before a new one takes over what waits."""
     send_queue_records_max: int = 100_000
     send_queue_kbytes_max: int = 262_144
     """Records waiting to be sent; `send` waits while there are more."""

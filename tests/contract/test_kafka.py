@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import confluent_kafka as ck
 import pytest
@@ -400,3 +402,134 @@ def test_what_passes_when_brokers_come_and_go_is_waited_out(code: int) -> None:
     """As a cluster of three said them, one broker after the other having been killed; a worker ended with the first."""
     error = translated(ck.KafkaException(ck.KafkaError(code)), KafkaSettings(), Weather("test"), "watermarks")
     assert isinstance(error, KafkaUnavailable)
+
+
+# --- a client that loses sight of a partition ---------------------------------------------------
+#
+# librdkafka does so when leaders change at an unlucky moment, which no test can bring about: the client is made blind.
+
+
+@pytest.fixture
+def watchful(settings: KafkaSettings) -> Iterator[PartitionConsumer]:
+    consumer = PartitionConsumer(replace(settings, stall_check_interval_ms=300.0, stall_after_ms=300.0))
+    yield consumer
+    consumer.close()
+
+
+def test_another_client_reads_on_where_one_stands_still(
+    settings: KafkaSettings, topic: str, watchful: PartitionConsumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = partition_of(b"k", 3)
+    send(settings, *numbered(topic, 5))
+    watchful.assign({(topic, p): 0 for p in range(3)})
+    assert [r.value for r in read(watchful, 5)] == [b"%d" % i for i in range(5)]
+    watchful._consumer.pause([ck.TopicPartition(topic, home)])
+    send(settings, *numbered(topic, 9)[5:])
+    assert [(r.offset, r.value) for r in read(watchful, 4)] == [(i, b"%d" % i) for i in range(5, 9)]
+    assert f"nothing comes of {{('{topic}', {home}):" in caplog.text
+
+
+@pytest.mark.integration
+def test_an_end_that_is_no_record_is_no_standstill(
+    apache_kafka: ApacheKafka, fresh_name: Name, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind the records of a transaction stands its marker, and those of one that was given up are not read."""
+    settings = KafkaSettings(bootstrap=apache_kafka.bootstrap, stall_check_interval_ms=200.0, stall_after_ms=100.0)
+    topic = made(settings, fresh_name("topic"), partitions=1)
+    sender = ck.Producer({"bootstrap.servers": settings.bootstrap, "transactional.id": topic})
+    sender.init_transactions(WAIT_S)
+    for finish in (sender.commit_transaction, sender.abort_transaction):
+        sender.begin_transaction()
+        sender.produce(topic, b"v")
+        sender.flush(WAIT_S)
+        finish(WAIT_S)
+    consumer = PartitionConsumer(settings)
+    consumer.assign({(topic, 0): 0})
+    assert consumer.watermarks([(topic, 0)]) == {(topic, 0): (0, 4)}
+    assert len(read(consumer, 1)) == 1
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        assert consumer.poll(10, 0.05) == []
+    assert "nothing comes of" not in caplog.text
+    consumer.close()
+
+
+def test_a_backlog_that_is_being_read_is_no_standstill(
+    settings: KafkaSettings, topic: str, watchful: PartitionConsumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    send(settings, *numbered(topic, 60))
+    watchful.assign({(topic, p): 0 for p in range(3)})
+    got: list[Record] = []
+    while len(got) < 60:
+        got += watchful.poll(1, 0.05)
+        time.sleep(0.03)
+    assert [r.offset for r in got] == list(range(60))
+    assert "nothing comes of" not in caplog.text
+
+
+class Blind:
+    """A client to which a broker has said that there are no partitions."""
+
+    def __init__(self, client: ck.Consumer) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get_watermark_offsets(self, *asked: object, **how: object) -> None:
+        raise ck.KafkaException(ck.KafkaError(ck.KafkaError._UNKNOWN_PARTITION))
+
+
+def test_no_partition_is_gone_before_a_new_client_says_so(
+    settings: KafkaSettings, topic: str, consumer: PartitionConsumer, fresh_name: Name
+) -> None:
+    send(settings, *numbered(topic, 3))
+    consumer.assign({(topic, p): 0 for p in range(3)})
+    assert len(read(consumer, 1)) >= 1
+    consumer._consumer = Blind(consumer._consumer)  # type: ignore[assignment]
+    home = topic, partition_of(b"k", 3)
+    assert consumer.watermarks([home]) == {home: (0, 3)}
+    send(settings, *numbered(topic, 2))
+    assert [r.offset for r in read(consumer, 2)][-2:] == [3, 4]
+    with pytest.raises(UnknownTopic):
+        consumer.watermarks([(fresh_name("missing"), 0)])
+
+
+def test_what_one_client_cannot_deliver_another_does(
+    settings: KafkaSettings, topic: str, consumer: PartitionConsumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In their order, with all that they had, and each is reported once."""
+    patient = replace(settings, delivery_attempt_ms=1_500)
+    producer = RecordProducer(replace(patient, bootstrap=f"127.0.0.1:{free_port()}"))
+    producer.settings = patient
+    reports: list[tuple[int, str | None, int | None]] = []
+    for i in range(20):
+        record = Outgoing(topic, b"k", b"%d" % i, (("n", b"%d" % i),), 1_700_000_000_000 + i)
+        producer.send(record, lambda error, offset, i=i: reports.append((i, error, offset)))  # type: ignore[misc]
+    producer.send(Outgoing(topic, b"k", None))
+    assert len(producer) == 21
+    assert producer.flush(WAIT_S) == 0
+    assert reports == [(i, None, i) for i in range(20)]
+    assert producer.failures == 0
+    assert caplog.text.count("another client sends") == 1
+    producer.close()
+    consumer.assign({(topic, p): 0 for p in range(3)})
+    got = read(consumer, 21)
+    assert [r.value for r in got] == [*(b"%d" % i for i in range(20)), None]
+    assert [(r.headers, r.timestamp_ms) for r in got[:20]] == [
+        ((("n", b"%d" % i),), 1_700_000_000_000 + i) for i in range(20)
+    ]
+
+
+def test_what_no_client_delivers_in_time_is_a_failure() -> None:
+    nobody = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", delivery_timeout_ms=1_200, delivery_attempt_ms=300)
+    producer = RecordProducer(nobody)
+    reports: list[tuple[str | None, int | None]] = []
+    producer.send(Outgoing("t", b"k", b"v"), lambda error, offset: reports.append((error, offset)))
+    producer.send(Outgoing("t", b"k", b"v"))
+    assert producer.flush(0.5) == 2
+    assert producer.flush(WAIT_S) == 0
+    assert [offset for _, offset in reports] == [None]
+    assert reports[0][0]
+    assert producer.failures == 1
+    assert len(producer) == 0
