@@ -8,6 +8,7 @@ given is paused), so it can be polled at every turn, and commits offsets that th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,8 @@ class GroupMember:
         self._told: set[int] = set()
         self._listener: Listener | None = None
         self._losses: deque[float] = deque()
+        self._check_at = monotonic() + settings.stall_check_interval_ms / 1e3
+        self._cut_off: ck.Consumer | None = None
         self._properties: dict[str, object] = {
             "group.id": settings.group_id,
             "partition.assignment.strategy": "cooperative-sticky",
@@ -81,7 +84,13 @@ class GroupMember:
         if (why := self._weather.final) is not None:
             if "instance" not in why.lower():
                 raise KafkaRefused(self.settings.bootstrap, why)
-            self._join_again(listener, why)
+            self._count_loss(why)
+            logger.warning("the group %s gave this worker's name to another: joining again", self.settings.group_id)
+            self._join_again(listener)
+        elif self._cut_off is self._consumer:
+            logger.warning("the member of the group %s finds no broker any more: joining again", self.settings.group_id)
+            self._join_again(listener)
+        self._check()
         if self._gained:  # told here and not in the callback, where the group would wait for a snapshot to be read
             gained, self._gained = self._gained, []
             self._told.update(gained)
@@ -112,20 +121,42 @@ class GroupMember:
         self._consumer = made(ck.Consumer, self.settings.client({**self._properties, "error_cb": self._weather}))
         self._consumer.subscribe([self._topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
 
-    def _join_again(self, listener: Listener, why: str) -> None:
+    def _count_loss(self, why: str) -> None:
         now, window_s = self._monotonic(), self.settings.name_loss_window_ms / 1e3
         while self._losses and now - self._losses[0] > window_s:
             self._losses.popleft()
         self._losses.append(now)
         if len(self._losses) > self.settings.name_losses_max:
             raise NameTaken(self.settings.group_id, why)
-        logger.warning("the group %s gave this worker's name to another: joining again", self.settings.group_id)
+
+    def _join_again(self, listener: Listener) -> None:
         former = self._consumer
         lost, self._told, self._gained = sorted(self._told), set(), []
         self._join()
         closing(former)
         if lost:
             listener.lost(lost)
+
+    def _check(self) -> None:
+        """Now and then, in a thread: a client may be left without any broker when all of them were away (librdkafka
+        issue 5301), and would wait for ever."""
+        if self._monotonic() >= self._check_at:
+            self._check_at = self._monotonic() + self.settings.stall_check_interval_ms / 1e3
+            threading.Thread(target=self._compare, args=(self._consumer,), daemon=True).start()
+
+    def _compare(self, consumer: ck.Consumer) -> None:
+        if not self._answered(consumer):
+            other = made(ck.Consumer, self.settings.client({"group.id": self.settings.group_id}))
+            if self._answered(other) and not self._answered(consumer):
+                self._cut_off = consumer
+            other.close()
+
+    def _answered(self, consumer: ck.Consumer) -> bool:
+        try:
+            consumer.list_topics(self._topic, timeout=self.settings.request_timeout_ms / 1e3)
+        except ck.KafkaException:
+            return False
+        return True
 
     # --- called from within poll and close ------------------------------------------------------
 

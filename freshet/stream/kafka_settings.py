@@ -55,6 +55,8 @@ class KafkaSettings:
     """Records fetched ahead of being polled, per partition."""
     reconnect_ms_max: int = 1_000
     """Longest pause between two attempts to reach a broker that is down."""
+    metadata_refresh_ms: int = 30_000
+    """How often a client asks who leads what; the library's own 5 minutes are long for one that was told wrong."""
     recheck_interval_ms: float = 1_000.0
     """After a connection broke: how often offsets are compared with what the broker has, until they agree."""
     recheck_grace_ms: float = 60_000.0
@@ -91,6 +93,7 @@ class KafkaSettings:
             "bootstrap.servers": self.bootstrap,
             "client.id": "freshet",
             "reconnect.backoff.max.ms": self.reconnect_ms_max,
+            "topic.metadata.refresh.interval.ms": self.metadata_refresh_ms,
             "log_level": 2,  # what its warnings say comes through error_cb as well
             **self._security(),
             **properties,

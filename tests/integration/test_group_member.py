@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from freshet.stream.embedded import free_port
 from freshet.stream.kafka import TopicAdmin
 from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.kafka_errors import NameTaken
@@ -51,9 +53,9 @@ class Group:
         self.offsets = PartitionConsumer(self.settings)
         self.members: list[GroupMember] = []
 
-    def join(self, name_losses_max: int) -> GroupMember:
+    def join(self, name_losses_max: int = 3, **changes: Any) -> GroupMember:
         """One more, which may lose its name so many times."""
-        settings = replace(self.settings, name_losses_max=name_losses_max)
+        settings = replace(self.settings, name_losses_max=name_losses_max, **changes)
         self.members.append(GroupMember(settings, self.topic, self.offsets, "w"))
         return self.members[-1]
 
@@ -82,9 +84,9 @@ def poll_until(until: Callable[[], bool], *members: tuple[GroupMember, Heard]) -
 
 def test_a_member_whose_name_was_given_away_joins_again(group: Group) -> None:
     """The other one is gone by then: as when a broker let this one in anew and was lost before it could say so."""
-    member, heard = group.join(3), Heard()
+    member, heard = group.join(), Heard()
     poll_until(lambda: heard.owned == ALL, (member, heard))
-    other, its = group.join(3), Heard()
+    other, its = group.join(), Heard()
     poll_until(lambda: its.owned == ALL, (other, its))
     other.close()
     poll_until(lambda: len(heard.told) == 3, (member, heard))
@@ -114,3 +116,12 @@ def test_of_two_members_of_one_name_one_gives_up_and_one_stays(group: Group) -> 
     assert gave_up == "first"
     member, told = members["second"]
     poll_until(lambda: told.owned == ALL, (member, told))
+
+
+def test_a_member_that_finds_no_broker_any_more_joins_again(group: Group) -> None:
+    """As when all brokers were away and the client forgot where they were; here it never knew."""
+    nobody = f"127.0.0.1:{free_port()}"
+    member, heard = group.join(bootstrap=nobody, stall_check_interval_ms=500.0, request_timeout_ms=1_000), Heard()
+    member.settings = replace(group.settings, request_timeout_ms=1_000)
+    poll_until(lambda: heard.owned == ALL, (member, heard))
+    assert heard.told == [("gained", ALL)]
