@@ -56,7 +56,8 @@ def test_one_seed_tries_the_same(history: History, tuned: Tuned) -> None:
     assert again.chosen == tuned.chosen
 
 
-def test_tuning_ends_when_the_next_try_would_not_fit(history: History) -> None:
+def test_tuning_ends_when_the_next_try_would_not_fit(monkeypatch: pytest.MonkeyPatch, history: History) -> None:
+    monkeypatch.setattr(tuning, "_recall", lambda history, chosen, split_ms: {"all": 0.2, "novel": 0.0})
     ticks = iter(np.arange(0.0, 10_000.0, 10.0))  # every look at the clock is ten seconds later
     found = tune(history, BASE, SPLIT_MS, tries_max=50, budget_s=200.0, clock_s=lambda: float(next(ticks)))
     assert 1 <= len(found.tries) < 10
