@@ -35,7 +35,7 @@ from freshet.stream.settings import Settings
 BATCH_LETTERS = 1_000
 """Letters that are sent before their delivery is waited for and their receipts are written."""
 SLACK_S = 5.0
-"""How much longer than the client's own `delivery_timeout_ms` the fate of a record is waited for."""
+"""How much longer than the client itself may need the fate of a record is waited for."""
 
 
 class Sender(Protocol):
@@ -76,7 +76,7 @@ class Order:
     @staticmethod
     def of(settings: Settings, repairs: Repairs, named: bool) -> Order:
         """The order of a system with these settings."""
-        wait_s = settings.kafka.delivery_timeout_ms / 1e3 + SLACK_S
+        wait_s = (settings.kafka.delivery_timeout_ms + settings.kafka.delivery_attempt_ms) / 1e3 + SLACK_S
         kinds, topic = topics.kinds(settings.topics), settings.topics.deadletter
         return Order(kinds, topic, repairs, named, settings.decode, settings.deadletter, wait_s)
 

@@ -73,7 +73,8 @@ class KafkaSettings:
     idempotence: bool = True
     """Whether the broker drops the producer's own repetitions and keeps their order."""
     delivery_timeout_ms: int = 120_000
-    """How long the producer tries to deliver a record before it reports it as failed."""
+    """How long the producer tries to deliver a record before it reports it as failed, when the attempt that has begun
+    is over."""
     delivery_attempt_ms: int = 30_000
     """How long one client of the producer may try before a new one takes over what waits."""
     send_queue_records_max: int = 100_000
