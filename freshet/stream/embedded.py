@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -305,10 +306,17 @@ def run_foreground(server: EmbeddedServer, announce: Callable[[str], None]) -> i
 
 PORT_ATTEMPTS = 5
 """How often another free port is tried when somebody else takes one first."""
+PORTS = range(16_384, 32_768)
+"""Of these a server takes one that is free."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port on `host` that nobody listens on at the moment."""
+    """A port on `host` that nobody listens on at the moment, and that no outgoing connection will be given: systems
+    take those from higher ones (from 32,768 on Linux, 49,152 elsewhere)."""
+    for _ in range(PORT_ATTEMPTS):
+        port = random.SystemRandom().randrange(PORTS.start, PORTS.stop)
+        if _is_free(host, port):
+            return port
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
