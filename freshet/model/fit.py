@@ -74,6 +74,8 @@ class Fit:
         self.optimizer = self._optimizer()
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.best = Best()
+        self.start: dict[str, float] | None = None
+        """What validation finds before the first step, where an earlier run from the same start has asked."""
         self.at = Course(due=int(settings.start != "closed_form"))  # which may be the best there is
         self._began_s = self._written_s = clock_s()
 
@@ -143,7 +145,7 @@ class Fit:
         if share * s.validations < at.due and share < 1.0:
             return False
         at.due = int(share * s.validations) + 1
-        found = self.validation.recall() if self.validation is not None else {}
+        found = self._found()
         better = self.best.offer(found, self.towers, handicap=START_HANDICAP if at.step == 0 else 0.0)
         loss = {"loss": float(np.mean(at.losses))} if at.losses else {}
         scale = float(self.objective.log_scale.detach().exp())
@@ -155,6 +157,11 @@ class Fit:
         if at.step:
             self._write()
         return False
+
+    def _found(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        return self.start if self.start is not None and self.at.step == 0 else self.validation.recall()
 
     def _step(self, model: torch.nn.Module, data: Any) -> float:
         s, products, users = self.settings, *self.encoded[:2]

@@ -16,7 +16,7 @@ from freshet.model.peers import Peers
 from freshet.model.score import score_of
 from freshet.model.towers import Towers
 from freshet.model.train_config import TrainConfig
-from freshet.model.validation import Validation
+from freshet.model.validation import KINDS, Validation
 
 MakeFit = Callable[[TrainConfig, "StateOfRun | None"], Fit]
 """Settings of one run, and where its state is kept -> that run, over the towers as they are."""
@@ -44,7 +44,9 @@ class Runs:
         for number in range(len(self.courses), s.runs):
             self.towers.load_state_dict(start)
             one = replace(s, seed=s.seed + number, time_budget_s=s.time_budget_s / s.runs)
-            course = self.make(one, StateOfRun(self, current) if self.file is not None else None).run()
+            fit = self.make(one, StateOfRun(self, current) if self.file is not None else None)
+            fit.start = self._found_at_start()
+            course = fit.run()
             current = None
             self.courses.append(vars(course))
             self.weights.append(_copy(self.towers))
@@ -57,6 +59,11 @@ class Runs:
             self.file.save({"courses": self.courses, "weights": self.weights, "current": current})
 
     # --- parts ----------------------------------------------------------------------------------
+
+    def _found_at_start(self) -> dict[str, float] | None:
+        first = self.courses[0]["trace"][0] if self.courses else {"step": 1}
+        found: dict[str, float] = {kind: first[kind] for kind in KINDS if not first["step"] and kind in first}
+        return found or None
 
     def _ended(self, start: dict[str, Tensor]) -> dict[str, Any]:
         trace, steps = list[dict[str, float]](), 0

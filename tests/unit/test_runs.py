@@ -13,6 +13,7 @@ from freshet.model.config import DAY_MS
 from freshet.model.score import score_of
 from freshet.model.train import train
 from freshet.model.train_config import TrainConfig
+from freshet.model.validation import Validation
 from freshet.store.history import History
 from tests.unit.test_checkpoint import Interrupted, PullThePlug
 from tests.unit.test_train import FEATURES, SMALL, shop
@@ -67,6 +68,20 @@ def test_the_card_has_the_trace_of_every_run_and_of_their_average(history: Histo
     assert sorted({row["run"] for row in trace if "run" in row}) == [0, 1, 2]
     assert [row["step"] for row in trace] == sorted(row["step"] for row in trace)
     assert trace[-1]["averaged"] == 3 and score_of(trace[-1]) > 0
+
+
+def test_the_start_that_runs_share_is_validated_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, recall = [], Validation.recall
+
+    def counted(self: Validation) -> dict[str, float]:
+        asked.append(recall(self))
+        return asked[-1]
+
+    monkeypatch.setattr(Validation, "recall", counted)
+    trace = trained(history, THREE).card["training"]["trace"]
+    starts = [(row["all"], row["novel"]) for row in trace if row["step"] == 0 or row["share"] == 0]
+    assert len(starts) == 3 and len(set(starts)) == 1
+    assert len(asked) == len(trace) - 2
 
 
 def test_an_average_that_is_worse_than_its_runs_is_not_kept(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
