@@ -109,6 +109,11 @@ def made(make: Callable[[dict[str, Any]], T], properties: dict[str, Any]) -> T:
         raise KafkaError(f"Kafka settings: {error.args[0].str()}") from error
 
 
+def to_ask(settings: KafkaSettings) -> ck.Consumer:
+    """A client that reads nothing and was told nothing before, to ask the brokers with."""
+    return made(ck.Consumer, settings.client({"group.id": settings.group_id}))
+
+
 def closing(consumer: ck.Consumer) -> threading.Thread:
     """A thread that closes a consumer, which may wait for a broker."""
     thread = threading.Thread(target=consumer.close, daemon=True)

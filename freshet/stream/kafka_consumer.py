@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import confluent_kafka as ck
 
-from freshet.stream.kafka import NO_TOPIC, Weather, closing, made, translated
+from freshet.stream.kafka import NO_TOPIC, Weather, closing, made, to_ask, translated
 from freshet.stream.kafka_errors import KafkaError, KafkaRefused, KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import TopicPartition
@@ -194,7 +194,7 @@ class PartitionConsumer:
         """In a thread of its own: how far a client that was just made says the partitions reach."""
         ends: dict[TopicPartition, int] = {}
         try:
-            client = self._open()
+            client = to_ask(self.settings)
             for topic, partition in positions:
                 with suppress(ck.KafkaException):
                     asked = ck.TopicPartition(topic, partition)

@@ -16,7 +16,7 @@ from typing import Any
 
 import confluent_kafka as ck
 
-from freshet.stream.kafka import Weather, closing, made
+from freshet.stream.kafka import Weather, closing, made, to_ask
 from freshet.stream.kafka_errors import KafkaRefused, NameTaken
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.membership import Commits, Listener, TopicPartition
@@ -146,7 +146,7 @@ class GroupMember:
 
     def _compare(self, consumer: ck.Consumer) -> None:
         if not self._answered(consumer):
-            other = made(ck.Consumer, self.settings.client({"group.id": self.settings.group_id}))
+            other = to_ask(self.settings)
             if self._answered(other) and not self._answered(consumer):
                 self._cut_off = consumer
             other.close()
