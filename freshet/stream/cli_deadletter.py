@@ -99,7 +99,7 @@ def show_letter(
         "rejected": _clock(entry.rejected_ms),
         "sent again": f"{entry.replays} times" + (", and once more since" if entry.replayed else ""),
         "record timestamp": _clock(letter.timestamp_ms),
-        "not whole": ", ".join(letter.truncated) or "nothing: all of the record is here",
+        "not whole": ", ".join(letter.truncated) or "-",
         "key": _readable(letter.key),
         **{f"header {name}": _readable(value) for name, value in letter.headers},
         f"value ({letter.value_bytes} bytes)": "",

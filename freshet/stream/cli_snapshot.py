@@ -23,7 +23,9 @@ snapshot_app = typer.Typer(help="Look at snapshots of the graph, and check them.
 
 PlaceOption = Annotated[
     str | None,
-    typer.Option("--place", help="Folder or URL (default: FRESHET_SNAPSHOT_PLACE).", metavar="PATH_OR_URL"),
+    typer.Option(
+        "--place", "--snapshots", help="Folder or URL (default: FRESHET_SNAPSHOT_PLACE).", metavar="PATH_OR_URL"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

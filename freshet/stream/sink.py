@@ -6,6 +6,7 @@ write that is repeated, or that comes from a worker that has been replaced, chan
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from freshet.stream.records import Outgoing, Record
 
 T = TypeVar("T")
 
+logger = logging.getLogger("freshet.sink")
+
 
 class Fenced(FreshetError):
     """Another worker has taken over; this one must stop."""
@@ -37,12 +40,13 @@ class Fenced(FreshetError):
     def __init__(self, scope: str, fence: int) -> None:
         super().__init__(
             f"the store refused what was written for {scope}: a worker with a newer token than {fence} writes there. "
-            "Another worker runs with the same topics; stop one of the two."
+            "Another worker was started since, for the same topics or under the same --name, and goes on; this one "
+            "ends. Start no second one, or give it a name of its own"
         )
 
 
 class Stopped(Exception):
-    """The process was asked to stop while it waited for a store to come back."""
+    """The process was asked to stop while it waited for a server."""
 
 
 class Changelog(Protocol):
@@ -323,14 +327,17 @@ class Sink:
         while True:
             try:
                 result = write()
-            except StoreUnavailable:
+            except StoreUnavailable as unavailable:
                 if self.unavailable_since is None:
                     self.unavailable_since = self._wall()
+                    logger.warning("the store does not answer: writing waits until it does (%s)", unavailable)
                 self.interrupted = True
                 if self.should_stop():
                     raise Stopped from None
                 self.sleep(wait_ms / 1e3)
                 wait_ms = min(2 * wait_ms, self.settings.retry_ms_max)
             else:
-                self.unavailable_since = None
+                if self.unavailable_since is not None:
+                    logger.warning("the store answers again")
+                    self.unavailable_since = None
                 return result

@@ -26,6 +26,7 @@ from freshet.stream.progress import Bars
 from freshet.stream.rewriting import ITEMS
 from freshet.stream.roles import Role
 from freshet.stream.settings import Settings
+from freshet.stream.sink import Stopped
 from freshet.stream.wiring import open_store
 from freshet.stream.worker import Origin, Worker
 
@@ -55,17 +56,19 @@ def worker_settings(
 
 
 def wait_for(what: str, attempt: Callable[[], Any], bars: Bars, should_stop: Callable[[], bool]) -> Any:
-    """Repeat `attempt` with growing pauses until its server answers."""
+    """Repeat `attempt` with growing pauses until its server answers.
+
+    Raises Stopped when asked to stop: what is asked for then may be a token, which would end another worker.
+    """
     wait_s = 0.2
-    while True:
+    while not should_stop():
         try:
             return attempt()
         except (KafkaUnavailable, StoreUnavailable) as e:
-            if should_stop():
-                raise
             bars.say(f"waiting for {what}: {e}")
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, START_WAIT_S_MAX)
+    raise Stopped
 
 
 def run_worker(
@@ -78,7 +81,6 @@ def run_worker(
     from freshet.model.bundle import Bundle
     from freshet.model.frozen import encode_fixture
     from freshet.store.faiss_index import make_index
-    from freshet.stream.sink import Stopped
     from freshet.stream.warming import warm_up
 
     bundle = Bundle.load(bundle_path, check_parity=encode_fixture)

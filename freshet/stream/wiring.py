@@ -96,7 +96,10 @@ def read_status(settings: Settings) -> dict[str, Any]:
     version = store.current()
     statuses = read_statuses(store, version) if version else []
     if not statuses:
-        raise FreshetError(f"no worker has gone live on {settings.redis.url_shown} yet: start `freshet worker`")
+        raise FreshetError(
+            f"no worker has gone live on {settings.redis.url_shown} yet: one that runs writes everything first, and "
+            "its log says how far it is; where none runs, start `freshet worker`"
+        )
     return combined(statuses)
 
 

@@ -90,14 +90,14 @@ def _damage(cluster: Cluster, fault: Fault, process: Process) -> None:
 def _needed(cluster: Cluster) -> dict[tuple[str, int], int] | None:
     """The oldest offsets that a worker which starts now may have to read; None where there is no snapshot of some
     scope, so that all of them are needed, or where several workers share what is read."""
-    if cluster.shape.users_workers:
+    if cluster.shape.users_workers or cluster.disk.damaged:
         return None
     safe = {n: d for n, d in cluster.disk.safe().items() if n.endswith(".snapshot")}
     try:
         heads = [SnapshotReader(io.BytesIO(data), name).head for name, data in safe.items()]
     except SnapshotCorrupt:
         return None
-    if {head.scope for head in heads} != set(cluster.monitor.scopes) or cluster.disk.damaged:
+    if {head.scope for head in heads} != set(cluster.monitor.scopes):
         return None
     needed: dict[tuple[str, int], int] = {}
     for head in heads:

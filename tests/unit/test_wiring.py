@@ -12,6 +12,7 @@ from rich.console import Console
 
 from freshet.errors import FreshetError
 from freshet.store import kernels
+from freshet.store.embeddings import StoreUnavailable
 from freshet.stream import topics, warming
 from freshet.stream.eventlog_writer import EventLogWriter
 from freshet.stream.events import Kind
@@ -19,6 +20,7 @@ from freshet.stream.kafka import TopicAdmin
 from freshet.stream.kafka_errors import KafkaUnavailable
 from freshet.stream.progress import Bars
 from freshet.stream.settings import Settings
+from freshet.stream.sink import Stopped
 from freshet.stream.starting import ask_topics, wait_for
 from freshet.stream.wiring import BEHIND_MS, history_logs, next_event_ms
 
@@ -82,6 +84,22 @@ class ComingBack:
         asked = list(names)
         self._asked("topic_ids", *asked)
         return {name: f"id of {name}" for name in asked}
+
+
+def test_who_is_asked_to_stop_while_waiting_asks_for_nothing_more() -> None:
+    """What is waited for may be a token, which would end the worker that runs."""
+    asked: list[str] = []
+
+    def away() -> None:
+        asked.append("once")
+        raise StoreUnavailable("no answer")
+
+    with pytest.raises(Stopped):
+        wait_for("Redis", away, Bars(Console(quiet=True)), lambda: bool(asked))
+    assert asked == ["once"]
+    with pytest.raises(Stopped):
+        wait_for("Redis", lambda: asked.append("again"), Bars(Console(quiet=True)), lambda: True)
+    assert asked == ["once"]
 
 
 @pytest.mark.parametrize("role", ["all", "items", "users"])
