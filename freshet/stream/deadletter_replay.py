@@ -71,7 +71,7 @@ class Order:
     named: bool = False
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     limits: DeadLetterLimits = field(default_factory=DeadLetterLimits)
-    wait_s: float = 120.0 + SLACK_S
+    wait_s: float = 150.0 + SLACK_S
 
     @staticmethod
     def of(settings: Settings, repairs: Repairs, named: bool) -> Order:
