@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 
 from freshet.stream.embedded import EmbeddedBroker, free_port
 from freshet.stream.kafka import RecordProducer, TopicAdmin, Weather, translated
-from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_consumer import PartitionConsumer, _Reach
 from freshet.stream.kafka_errors import KafkaError, KafkaUnavailable, OffsetGap, UnknownTopic
 from freshet.stream.kafka_settings import KafkaSettings
 from freshet.stream.records import Outgoing, Record
@@ -465,6 +465,11 @@ def test_a_backlog_that_is_being_read_is_no_standstill(
         time.sleep(0.03)
     assert [r.offset for r in got] == list(range(60))
     assert "nothing comes of" not in caplog.text
+    home, everywhere = (topic, partition_of(b"k", 3)), watchful._positions()
+    ahead = {tp: at + 1 for tp, at in everywhere.items()}
+    assert watchful._standing_still(_Reach(0.0, {}, everywhere, ahead)) == ahead
+    moved = _Reach(0.0, {}, {**everywhere, home: 59}, ahead)
+    assert home not in watchful._standing_still(moved), "a record came since it was asked"
 
 
 class Blind:

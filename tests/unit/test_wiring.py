@@ -91,6 +91,7 @@ def test_who_is_asked_to_stop_while_waiting_asks_for_nothing_more() -> None:
     asked: list[str] = []
 
     def away() -> None:
+        assert not asked, "asked again"
         asked.append("once")
         raise StoreUnavailable("no answer")
 
