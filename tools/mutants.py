@@ -108,8 +108,19 @@ MUTANTS = (
         "            self.rewrites.compare(self.sink.held_users())\n\n    def rewrite_once", "            pass\n\n    def rewrite_once",
     ),
     Mutant(
-        "the store is first looked at after the first write", "freshet/stream/completeness.py",
-        "        if self._incarnation is None:  #", "        if False:  #",
+        "what is served later hides from the rest that the store was lost", "freshet/stream/completeness.py",
+        "for scope in sorted(self.serves) if changed else fences:", "for scope in fences:",
+        "tests/unit/test_worker_recovery.py",
+    ),
+    Mutant(
+        "goes on with a token that the store has forgotten", "freshet/stream/completeness.py",
+        "        if last > held or (last == held and not changed):\n", "        if True:\n",
+        "tests/unit/test_worker_recovery.py",
+    ),
+    Mutant(
+        "takes a new token over another worker's", "freshet/stream/completeness.py",
+        "        if last > held or (last == held and not changed):\n", "        if last == held and not changed:\n",
+        "tests/unit/test_worker_recovery.py",
     ),
     Mutant(
         "a sentinel that is refused means nothing", "freshet/stream/completeness.py",

@@ -93,6 +93,10 @@ class ServingState(NamedBlobs, Protocol):
         """
         ...
 
+    def fence(self, scope: str) -> int:
+        """The last token of a scope; 0 where the store knows of none."""
+        ...
+
     def incarnation(self) -> str:
         """A text that is another one whenever the data may have been lost or gone back in time: after a restart or a
         failover of any server that holds some of it. A cluster that is only rearranged may change it too.

@@ -98,6 +98,10 @@ class MemoryServingState:
         self._fence[scope] = max(self._fence.get(scope, 0), floor) + 1
         return self._fence[scope]
 
+    def fence(self, scope: str) -> int:
+        """See `ServingState.fence`."""
+        return self._fence.get(scope, 0)
+
     def incarnation(self) -> str:
         """See `ServingState.incarnation`: one for as long as it lives, and its data with it."""
         return self._incarnation

@@ -176,6 +176,10 @@ class RedisStore:
         """See `ServingState.next_fence`."""
         return int(self._client.call("EVAL", FENCE, 1, self._key(f"fence:{scope}"), floor))
 
+    def fence(self, scope: str) -> int:
+        """See `ServingState.fence`."""
+        return int(self._text(f"fence:{scope}") or 0)
+
     def incarnation(self) -> str:
         """See `ServingState.incarnation`."""
         return self._client.incarnation()

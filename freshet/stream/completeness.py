@@ -3,12 +3,16 @@
 Beside the values of each scope stands a sentinel, written with the scope's own token. Where it is missing or another
 one, or the store is not the one it was, the values may be gone or old: all of the scope is written again, behind
 fresh updates. Readers are pointed to a version when the sentinels of all its scopes say that they are whole.
+
+A store that has lost its data has forgotten tokens, too. A worker that was replaced and has not heard of it goes on
+then, and readers of the changelogs, who believe the greatest token they have seen, would not take what it sends: so it
+takes a token anew. Not so where the group says whose a partition is, and knows better than who comes last.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -54,8 +58,11 @@ class Completeness:
 
     def __init__(
         self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], bool],
-        chunk: int, progress: Callable[[str, int, int], None],
+        chunk: int, progress: Callable[[str, int, int], None], take_token: Callable[[str, int], int], alone: bool,
+        incarnation: str | None = None,
     ) -> None:  # fmt: skip
+        """`take_token(scope, floor)` is a token greater than `floor`; `alone`: no group says whose a partition is;
+        `incarnation`: the store's before any token was taken, and what it is at the first look where this is None."""
         self.updater = updater
         self.sink = sink
         self.serving = serving
@@ -67,17 +74,20 @@ class Completeness:
         self._before_whole = before_whole
         self._chunk = chunk
         self._progress = progress
+        self._take_token = take_token
+        self._alone = alone
         self._left: dict[str, bytes] = {}
-        self._incarnation: str | None = None
+        self._incarnation = incarnation
 
-    def serve(self, scope: str, fence: int) -> None:
-        """Write a scope from now on, users with this token."""
-        if self._incarnation is None:  # before the first write: a store that goes back from now on is noticed
-            self._incarnation = self.sink.insist(self.serving.incarnation)
-        self.serves.add(scope)
-        if scope != ITEMS:
-            self.sink.ownership.grant(partition_in(scope), fence)
-        self._write_again(scope)
+    def serve(self, fences: Mapping[str, int]) -> None:
+        """Write these scopes from now on, users with these tokens."""
+        changed = self._look()
+        for scope, fence in fences.items():
+            self.serves.add(scope)
+            if scope != ITEMS:
+                self.sink.ownership.grant(partition_in(scope), fence)
+        for scope in sorted(self.serves) if changed else fences:
+            self._write_again(scope, changed)
         self.rewrites.compare(self.sink.held_users())
 
     def drop(self, scope: str) -> None:
@@ -92,13 +102,11 @@ class Completeness:
     def check_store(self) -> None:
         """Where the store has lost what was written, or may have, have it written again."""
         self.sink.interrupted = False
-        incarnation = self.sink.insist(self.serving.incarnation)
-        changed = self._incarnation is not None and incarnation != self._incarnation
-        self._incarnation = incarnation
+        changed = self._look()
         lost = [s for s in sorted(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
         for scope in lost:
             logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
-            self._write_again(scope)
+            self._write_again(scope, changed)
         if lost:  # a store that went back may hold users who have been forgotten since
             self.rewrites.compare(self.sink.held_users())
 
@@ -120,19 +128,41 @@ class Completeness:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _write_again(self, scope: str) -> None:
+    def _look(self) -> bool:
+        """Whether the store is another one than at the last look, and so may have lost its data or gone back."""
+        former, self._incarnation = self._incarnation, self.sink.insist(self.serving.incarnation)
+        return former is not None and former != self._incarnation
+
+    def _write_again(self, scope: str, changed: bool) -> None:
+        """`changed`: whether the store may be another one than that which the scope's token is of."""
         self.whole.discard(scope)
+        if scope == ITEMS or self._alone:
+            self._renew_token(scope, changed)
         self._leave(scope, whole=False)
         if scope == ITEMS:
             self.rewrites.add(scope, np.arange(len(self.updater.graph.products), dtype=np.int32))
         else:
             self.rewrites.add(scope, self.sink.ownership.members(partition_in(scope)))
 
+    def _renew_token(self, scope: str, changed: bool) -> None:
+        """Take a new token where the store has forgotten the scope's own, or may have forgotten a newer one."""
+        held = self.sink.fence if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
+        if held is None:
+            return  # refused a moment ago, and about to be given up
+        last = self.sink.insist(lambda: self.serving.fence(scope))
+        if last > held or (last == held and not changed):
+            return  # where it is another worker's, what is written next is refused
+        token = self._take_token(scope, held)
+        if scope == ITEMS:
+            self.sink.fence = token
+        else:
+            self.sink.ownership.grant(partition_in(scope), token)
+
     def _note_whole(self, scope: str) -> None:
         """All of a scope was written; unless the store has lost it meanwhile, say so beside its values."""
         self.sink.settle()
         if self._sentinel(scope) != self._left.get(scope):
-            self._write_again(scope)
+            self._write_again(scope, changed=False)
             return
         if not self._before_whole(scope):
             self.rewrites.add(scope, np.zeros(0, dtype=np.int32))

@@ -7,6 +7,9 @@ raised as a `KafkaError` that says what to do.
 A client of librdkafka can lose sight of a partition's leader when brokers come and go, and then reads no more of it
 without an error, or takes it for gone (its issues 5401, 5430 and 5593). So another client is asked now and then how far
 the partitions reach, and takes over where one of them stands still; and none is gone before a new client says so.
+
+The embedded broker looks through all batches of a partition for each answer. Where that takes longer than it may hold
+an answer back, it answers with nothing; so it is given more time when it says that there is more and nothing comes.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ LEADER_WAIT_S = 0.1
 """Pause between two questions to a broker that does not yet know who leads a partition."""
 RECHECK_TIMEOUT_S = 0.5
 """Of one comparison after a connection broke; a poll may take so much longer while the broker is down."""
+
+FETCH_WAIT_MS_MAX = 500
+"""The most time that the embedded broker is given for an answer."""
+STARVED_AFTER_S = 0.5
+"""So long it may say that there is more and not come to an end before it is given more time."""
+STARVED_CHECK_S = 0.1
 
 _NO_LEADER = {
     ck.KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -71,6 +80,9 @@ class PartitionConsumer:
         self._doubt_since: float | None = None
         self._ask_at = monotonic() + settings.stall_check_interval_ms / 1e3
         self._reach: _Reach | None = None
+        self._fetch_wait_ms = settings.fetch_wait_ms
+        self._behind_since: float | None = None
+        self._look_at = 0.0
         self._consumer = self._open()
 
     @property
@@ -98,6 +110,10 @@ class PartitionConsumer:
         if self._weather.disturbed:
             self._recheck()
         self._watch(drained=len(messages) < records_max)
+        if self._embedded and self._starves(drained=len(messages) < records_max):
+            self._fetch_wait_ms = min(3 * self._fetch_wait_ms, FETCH_WAIT_MS_MAX)
+            logger.info("the embedded broker holds many batches: it is given %d ms for an answer", self._fetch_wait_ms)
+            self._renew()
         if not messages:
             return []
         good: list[Any] = [m for m in messages if m.error() is None]  # Any: with no error, nothing is None
@@ -155,7 +171,7 @@ class PartitionConsumer:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "allow.auto.create.topics": False,
-            "fetch.wait.max.ms": self.settings.fetch_wait_ms,
+            "fetch.wait.max.ms": self._fetch_wait_ms,
             "fetch.queue.backoff.ms": self.settings.fetch_queue_backoff_ms,
             "queued.max.messages.kbytes": self.settings.fetch_queue_kbytes_max,
             "error_cb": self._weather,
@@ -189,6 +205,30 @@ class PartitionConsumer:
         """Partitions of which nothing came since they were asked for, with their ends beyond it."""
         positions = self._positions()
         return {tp: end for tp, end in reach.ends.items() if reach.positions[tp] == positions[tp] < end}
+
+    def _starves(self, drained: bool) -> bool:
+        """Whether nothing is left to be read for some time, though answers said that there is more."""
+        now = self._monotonic()
+        if not drained:
+            self._behind_since = None
+        if now < self._look_at or not drained or self._fetch_wait_ms >= FETCH_WAIT_MS_MAX:
+            return False
+        self._look_at = now + STARVED_CHECK_S
+        if all(self._said_to_reach(tp) <= at for tp, at in self._positions().items()):
+            self._behind_since = None
+            return False
+        since = self._behind_since = now if self._behind_since is None else self._behind_since
+        if now - since < STARVED_AFTER_S:
+            return False
+        self._behind_since = None
+        return True
+
+    def _said_to_reach(self, tp: TopicPartition) -> int:
+        """The end of a partition by the last answer; negative before there is one."""
+        try:
+            return int(self._consumer.get_watermark_offsets(ck.TopicPartition(*tp), cached=True)[1])
+        except ck.KafkaException:  # the client knows of no such partition, or not any more
+            return -1
 
     def _ask(self, assigned: Mapping[TopicPartition, int], positions: Mapping[TopicPartition, int]) -> None:
         """In a thread of its own: how far a client that was just made says the partitions reach."""
@@ -245,7 +285,8 @@ class PartitionConsumer:
     def _last_fetched(self, marks: dict[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, tuple[int, int]]:
         """The embedded broker counts the last batch as one record when asked, and rightly when it is read."""
         waiting = {tp: high - 1 for tp, (low, high) in marks.items() if high > low}
-        probe = ck.Consumer(self.settings.client({"group.id": "freshet-probe", "fetch.wait.max.ms": 1}))
+        patient = {"group.id": "freshet-probe", "fetch.wait.max.ms": FETCH_WAIT_MS_MAX}  # there is something to read
+        probe = ck.Consumer(self.settings.client(patient))
         probe.assign([ck.TopicPartition(t, p, offset) for (t, p), offset in waiting.items()])
         end = self._monotonic() + self._timeout_s
         while waiting and self._monotonic() < end:

@@ -158,6 +158,7 @@ def worker_of(
     role, name = Role(settings.worker.role), settings.worker.name or worker_name(settings)
     store, names = open_store(settings), settings.topics
     scope = ITEMS if role.writes_items else f"worker-{name}"
+    incarnation = wait_for("Redis", store.incarnation, bars, should_stop)
     fence = wait_for("Redis", lambda: store.next_fence(scope, int(time.time() * 1e3)), bars, should_stop)
     graph = GraphStore(settings.graph, product_lists=role.writes_items)
     producer, consumer = RecordProducer(settings.kafka), PartitionConsumer(settings.kafka)
@@ -176,7 +177,7 @@ def worker_of(
             graph, updater, sink, store, consumer, producer, membership, names, described.read, origin,
             settings.worker, settings.popular,
             _snapshots(settings, graph, ownership, bundle.model_version, described.ids),
-            name, settings.deadletter, progress=bars.update,
+            name, settings.deadletter, incarnation, progress=bars.update,
         )  # fmt: skip
     finally:
         membership.close()

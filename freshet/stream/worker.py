@@ -129,11 +129,12 @@ class Worker:
         snapshots: Snapshots | None = None,
         name: str = "worker",
         letter_limits: DeadLetterLimits | None = None,
+        incarnation: str | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
-        """`counts`: partitions of each topic that is read."""
+        """`counts`: partitions of each topic that is read; `incarnation`: the store's before the sink had its token."""
         self.graph = graph
         self.updater = updater
         self.sink = sink
@@ -157,8 +158,9 @@ class Worker:
         self.freshness = Freshness()
         self.reading = Reading(consumer, membership, snapshots, sink.should_stop, monotonic, sink.sleep)
         self.completeness = Completeness(
-            updater, sink, serving, name, self._before_whole, self.settings.rewrite_chunk, progress
-        )
+            updater, sink, serving, name, self._before_whole, self.settings.rewrite_chunk, progress,
+            self._take_token, alone=not membership.shares, incarnation=incarnation,
+        )  # fmt: skip
         self.gaining: dict[str, Gained] = {}
         self.ended = False
         self._begun = False
@@ -269,15 +271,17 @@ class Worker:
         self._gain({users_scope(p): self._of_users(p) for p in partitions})
 
     def _gain(self, scopes: Mapping[str, Sequence[TopicPartition]]) -> None:
-        floor = int(self._wall() * 1e3)
         for scope, tps in scopes.items():
-            fence = self.sink.fence
-            if scope not in (ITEMS, STATES):
-                fence = self.sink.insist(lambda s=scope: self.serving.next_fence(s, floor))  # type: ignore[misc]
+            fence = self.sink.fence if scope in (ITEMS, STATES) else self._take_token(scope)
             if self.reading.read(scope, tps):
                 # The end is asked for after the token was taken: what the former owner wrote is behind it.
                 self.gaining[scope] = Gained(fence, self.reading.ends(tps))
         self.reading.begin()
+
+    def _take_token(self, scope: str, floor: int = 0) -> int:
+        """A token for a scope; a store that was emptied forgets the last one, so none is below the wall clock."""
+        floor = max(floor, int(self._wall() * 1e3))
+        return self.sink.insist(lambda: self.serving.next_fence(scope, floor))
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """See `Listener.revoked`."""
@@ -315,10 +319,10 @@ class Worker:
                 return
             self.updater.rebuild()
             self._built = True
-        for scope in ready:
-            gained = self.gaining.pop(scope)
-            if scope != STATES:
-                self.completeness.serve(scope, gained.fence)
+        fences = {scope: self.gaining.pop(scope).fence for scope in ready}
+        fences.pop(STATES, None)
+        if fences:
+            self.completeness.serve(fences)
 
     def _show_catching_up(self) -> None:
         goals = {tp: end for g in self.gaining.values() for tp, end in g.goal.items()}

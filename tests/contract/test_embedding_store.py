@@ -233,8 +233,10 @@ def test_the_version_to_use(stores: Stores) -> None:
 
 
 def test_a_fence_is_greater_than_all_before_it_and_than_its_floor(stores: Stores) -> None:
+    assert stores.serving.fence("worker") == 0
     fences = [stores.serving.next_fence("worker", floor) for floor in (0, 0, 100, 100, 5, 1_700_000_000_000, 0)]
     assert fences == [1, 2, 101, 102, 103, 1_700_000_000_001, 1_700_000_000_002]
+    assert stores.serving.fence("worker") == fences[-1]
     assert stores.serving.next_fence("another", 0) == 1
 
 

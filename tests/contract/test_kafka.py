@@ -472,6 +472,27 @@ def test_a_backlog_that_is_being_read_is_no_standstill(
     assert home not in watchful._standing_still(moved), "a record came since it was asked"
 
 
+def test_a_partition_of_many_batches_is_read_from_the_embedded_broker(caplog: pytest.LogCaptureFixture) -> None:
+    """It looks through all of them for each answer, and answers with nothing where its time is up before."""
+    caplog.set_level("INFO")
+    count = 24_000
+    with EmbeddedBroker() as broker:
+        settings = KafkaSettings(bootstrap=broker.bootstrap, request_timeout_ms=2_000.0)
+        topic = made(settings, "crumbs", partitions=1)
+        sender = ck.Producer({"bootstrap.servers": broker.bootstrap, "batch.num.messages": 1})
+        for i in range(count):
+            sender.produce(topic, b"%d" % i)
+            sender.poll(0)
+        assert sender.flush(WAIT_S) == 0
+        consumer = PartitionConsumer(settings)
+        assert consumer.watermarks([(topic, 0)]) == {(topic, 0): (0, count)}
+        consumer.assign({(topic, 0): 0})
+        values = [record.value for record in read(consumer, count)]
+        consumer.close()
+    assert values == [b"%d" % i for i in range(count)]
+    assert "is given" in caplog.text
+
+
 class Blind:
     """A client to which a broker has said that there are no partitions."""
 

@@ -211,6 +211,7 @@ class Cluster:
         while True:
             try:
                 scope = ITEMS if role.writes_items else f"worker-{name}"
+                incarnation = store.incarnation()
                 fence = store.next_fence(scope, int(world.wall(process) * 1e3))
                 break
             except StoreUnavailable:
@@ -243,7 +244,7 @@ class Cluster:
             member, read = Member(self.group, process, consumer), (*TOPICS.by_user, TOPICS.state_products)
         worker = Worker(
             graph, updater, sink, store, consumer, producer, member, TOPICS, dict.fromkeys(read, s.partitions),
-            Origin(), s.worker, snapshots=snapshots, name=name,
+            Origin(), s.worker, snapshots=snapshots, name=name, incarnation=incarnation,
             wall=lambda: world.wall(process), monotonic=world.monotonic,
         )  # fmt: skip
         process.parts["worker"] = worker

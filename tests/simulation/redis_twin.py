@@ -150,6 +150,14 @@ class RedisClient:
         """See `ServingState.next_fence`."""
         return self._call("fence", lambda n: self.server.state.next_fence(scope, floor))
 
+    def fence(self, scope: str) -> int:
+        """See `ServingState.fence`."""
+
+        def ask(n: int) -> int:
+            return self.server.state.fence(scope)
+
+        return self._call("get fence", ask)
+
     def incarnation(self) -> str:
         """See `ServingState.incarnation`."""
 

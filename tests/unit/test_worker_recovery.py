@@ -19,8 +19,10 @@ from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
 from freshet.store.snapshot import LogPart
 from freshet.store.snapshot_places import FolderPlace
 from freshet.store.snapshot_settings import SnapshotSettings
+from freshet.store.value import decode_value
 from freshet.stream import topics
 from freshet.stream.codec import encode, encode_record_key
+from freshet.stream.completeness import read_sentinel
 from freshet.stream.decode import decode
 from freshet.stream.events import Event, Line, Product, Profile, Purchase, Session, SessionItem, View
 from freshet.stream.kafka_errors import KafkaUnavailable, OffsetGap, UnknownTopic
@@ -30,7 +32,7 @@ from freshet.stream.reading import Reading
 from freshet.stream.records import Outgoing, Record
 from freshet.stream.rewriting import users_scope
 from freshet.stream.roles import Role
-from freshet.stream.sink import Sink
+from freshet.stream.sink import Fenced, Sink
 from freshet.stream.snapshots import InTurn, Snapshots
 from freshet.stream.topics import TopicSettings, partition_of
 from freshet.stream.updater import Updater
@@ -219,6 +221,75 @@ def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> 
     assert canonical(second.graph) == canonical(first.graph)
     assert set(second.graph.users.all_names()) > {e.user_id for e in some(40, 10)}
     assert logs_of(second.status()) == [LOG], "what to verify it by is known without anybody saying it"
+
+
+def lose_the_store(world: World, forgets: bool = True) -> None:
+    """Another server is in its place: an empty one, or one with the same data."""
+    kept = vars(world.serving)
+    vars(world.serving).update(vars(MemoryServingState()) if forgets else {**kept, "_incarnation": "another"})
+
+
+def test_a_worker_whose_token_the_store_has_forgotten_takes_a_new_one(world: World) -> None:
+    """Who replaced it may have sent products to readers that believe the greatest token."""
+    world.publish(Product("p1", NOW), *some(0, 20))
+    first = run(worker(world))
+    of_another = world.serving.next_fence("items", 0)
+    lose_the_store(world)
+    world.sent.clear()
+    run(run(first))  # the first ends with looking after the store
+    assert first.state == "live"
+    assert world.serving.fence("items") == first.sink.fence > of_another
+    seqs = [decode_value(r.value or b"").seq for r in world.sent if r.topic == "items"]
+    assert {seq.fence for seq in seqs} == {first.sink.fence}
+    fences = first.sink.ownership.fences
+    assert {p: world.serving.fence(users_scope(p)) for p in range(PARTITIONS)} == fences
+    held = world.users.get(BUNDLE.model_version, ["u0"])[0]
+    assert decode_value(held or b"").seq.fence == fences[partition_of(b"u0", PARTITIONS)]
+
+
+def test_a_store_that_may_have_gone_back_has_forgotten_who_came_since(world: World) -> None:
+    first = run(worker(world))
+    held = first.sink.fence
+    lose_the_store(world, forgets=False)
+    run(first)
+    assert first.sink.fence > held
+    held = first.sink.fence
+    run(first)
+    assert first.sink.fence == held, "nothing was lost since"
+
+
+def test_no_token_is_taken_over_one_that_the_store_knows(world: World) -> None:
+    world.publish(*some(0, 20))
+    first = run(worker(world))
+    second = run(worker(world))
+    lose_the_store(world, forgets=False)
+    with pytest.raises(Fenced):
+        run(run(first))
+    run(run(second))
+    assert second.state == "live"
+
+
+def test_whose_a_partition_is_the_group_says_and_not_who_lost_the_store_last(world: World) -> None:
+    group = Group(world)
+    group.moves = [("gained", [0])]
+    made = run(worker(world, group))
+    token = made.sink.ownership.fences[0]
+    lose_the_store(world)
+    run(made)
+    assert made.sink.ownership.fences == {0: token}
+
+
+def test_a_loss_that_is_noticed_when_a_partition_comes_is_made_good_for_the_others_too(world: World) -> None:
+    group = Group(world)
+    group.moves = [("gained", [0])]
+    made = run(worker(world, group))
+    lose_the_store(world)
+    made._next["store"] = np.inf  # it does not look by itself
+    group.moves = [("gained", [1])]
+    for _ in range(10):
+        made.turn()
+    left = [world.serving.get_blob(f"{BUNDLE.model_version}:sentinel:{users_scope(p)}") for p in (0, 1)]
+    assert [s is not None and s.whole for s in map(read_sentinel, left)] == [True, True]
 
 
 def test_a_log_is_named_by_the_snapshots_of_workers_that_never_read_it(world: World) -> None:
