@@ -48,6 +48,9 @@ from freshet.stream.worker import partitions_of
 CATALOGUE = 2_000
 """Products the bundle knows; the others come from the snapshots."""
 SAMPLE_EVERY_S = 0.02
+LOOK_EVERY_S = 0.005
+LOOKED_FOR_MAX = 20
+"""Events looked for at a time, the oldest first: whoever measures should not need a core of two."""
 GIB = 2**30
 
 
@@ -99,7 +102,7 @@ class Probe:
     def _look(self) -> None:
         store = open_store(self.system.settings)
         while not self._stop.is_set():
-            waiting = self._waiting[-200:]
+            waiting = self._waiting[:LOOKED_FOR_MAX]
             if waiting:
                 values = store.get(self.version, [user for user, _, _ in waiting])
                 now = time.perf_counter()
@@ -107,7 +110,7 @@ class Probe:
                     if raw is not None and decode_value(raw).event_ts >= item[1]:
                         self.seen.append((now, (now - item[2]) * 1e3))
                         self._waiting.remove(item)
-            time.sleep(0.002)
+            time.sleep(LOOK_EVERY_S)
 
 
 def write_snapshots(graph: GraphStore, settings: Settings) -> None:
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--purchased-max", type=int, default=GraphLimits().purchased_max)
     parser.add_argument("--viewed-max", type=int, default=GraphLimits().viewed_max)
     parser.add_argument("--rate", type=float, default=1_000.0, help="events a second")
+    parser.add_argument("--bootstrap", help="a running Kafka without events in its topics (default: the embedded one)")
     args = parser.parse_args()
     limits = replace(GraphLimits(), purchased_max=args.purchased_max, viewed_max=args.viewed_max)
     bundle = dayzero(History.of([decode_events(catalogue(Shop(products=CATALOGUE)))]))
@@ -155,7 +159,7 @@ def main() -> None:
         settings = Settings(graph=limits)
         settings = replace(settings, snapshot=replace(settings.snapshot, place=f"{folder}/snapshots", interval_s=1e6))
         bundle.save(Path(folder) / "bundle")
-        with LocalSystem(Path(folder) / "run", settings) as system:
+        with LocalSystem(Path(folder) / "run", settings, bootstrap=args.bootstrap) as system:
             graph = filled(Large(args.users, args.products, args.edges), limits)
             write_snapshots(graph, system.settings)
             del graph

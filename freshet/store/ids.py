@@ -49,6 +49,10 @@ class IdMap:
             self._add([i for i in dict.fromkeys(ids) if i not in number])
             return np.array([number[i] for i in ids], dtype=np.int32)
 
+    def count_new(self, ids: Sequence[str]) -> int:
+        """How many of these ids, all different, are not known."""
+        return len(ids) - sum(map(self._number.__contains__, ids))
+
     def _add(self, new: list[str]) -> None:
         """Number these ids, all different and none known."""
         known = len(self._name)

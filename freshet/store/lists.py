@@ -47,7 +47,9 @@ def grown(array: NDArray, size: int, fill: float | int = 0) -> NDArray:  # type:
     if size <= array.shape[0]:
         return array
     rows = max(size, 2 * array.shape[0], ROWS_MIN)
-    out = np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)
+    shape = rows, *array.shape[1:]
+    # Of zeros, memory is touched when it is used and not before: a table of a million users is half a gigabyte.
+    out = np.full(shape, fill, dtype=array.dtype) if fill else np.zeros(shape, dtype=array.dtype)
     out[: array.shape[0]] = array
     return out
 

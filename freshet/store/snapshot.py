@@ -347,8 +347,12 @@ class _Loading:
 
     def number(self) -> None:
         """Number all names at once, with the room that doubling would have come to: growing copies every list."""
-        users, products = (sum(len(names) for _, names in self._names[section]) for section in NAMES[:2])
-        self.graph.make_room(_doubled(len(self.graph.users) + users), _doubled(len(self.graph.products) + products))
+        graph = self.graph
+        users, products = (
+            _doubled(len(ids) + sum(ids.count_new(names) for _, names in self._names[section]))
+            for section, ids in (("users", graph.users), ("products", graph.products))
+        )
+        graph.make_room(users, products)
         for section, found in self._names.items():
             if found:
                 numbers = np.concatenate([numbers for numbers, _ in found])
