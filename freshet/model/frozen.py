@@ -25,6 +25,7 @@ from freshet.model.features import (
 from freshet.store import kernels
 from freshet.store.columns import F32, I32, Bool
 from freshet.store.graph import GraphStore
+from freshet.store.lanes import Lanes
 from freshet.store.lists import Block, Gather, NeighborLists, grown
 from freshet.store.popularity import Levels, PopularityConfig
 
@@ -102,8 +103,12 @@ class FrozenTowers:
         """Bring every cache up to date with the graph, from nothing."""
         users = np.arange(len(self.graph.users), dtype=np.int32)
         products = np.arange(len(self.graph.products), dtype=np.int32)
-        self.refresh_features(users, products)
-        self.refresh_inner(users, products)
+        self._reserve()
+        for refresh in self.refresh_features, self.refresh_inner:  # all of the former before any of the latter
+            with Lanes() as lanes:
+                for start in range(0, max(len(users), len(products)), REBUILT):
+                    some = slice(start, start + REBUILT)
+                    lanes.put(lambda r=refresh, some=some: r(users[some], products[some]))  # type: ignore[misc]
         self.levels.move()
 
     # --- caches ---------------------------------------------------------------------------------
@@ -258,6 +263,8 @@ def encode_fixture(bundle: Bundle, fixture: Fixture) -> tuple[F32, F32]:
     return towers.encode_users(users), towers.encode_products(products)
 
 
+REBUILT = 16_384
+"""Nodes of a rebuild that one thread takes at a time."""
 CHUNK = 1024
 """Nodes encoded at a time: bounds the memory of the gathered inputs."""
 

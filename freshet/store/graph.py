@@ -25,7 +25,7 @@ from freshet.store.columns import (
 )
 from freshet.store.copurchase import CoPurchases
 from freshet.store.ids import IdMap, hash_ids
-from freshet.store.lists import NeighborLists, grown
+from freshet.store.lists import NeighborLists, doubled, grown
 from freshet.store.sessions import SessionLists
 
 NO_NODES: I32 = np.zeros(0, dtype=np.int32)
@@ -173,11 +173,8 @@ class GraphStore:
             self.user_attributes.key[user] = KEY_MAX
 
     def _reserve(self) -> None:
-        self.make_room(len(self.users), len(self.products))
-
-    def make_room(self, users: int, products: int) -> None:
-        """Room for the lists of so many users and products, so that what arrives piece by piece is not copied as
-        often."""
+        """Room for the lists of all users and products, a power of two: growing copies every list."""
+        users, products = doubled(len(self.users)), doubled(len(self.products))
         self.purchased.reserve(users, products)
         self.viewed.reserve(users, products)
         self.sessions.reserve(users, products)

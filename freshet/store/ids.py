@@ -7,6 +7,7 @@ their bytes first (a look-up costs 60-100 ns, two or three an event).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import xxhash
@@ -17,7 +18,7 @@ from freshet.store.columns import I32, U64
 def hash_ids(ids: Sequence[str]) -> U64:
     """xxh3 of each id's UTF-8 bytes, [n] uint64."""
     digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(i.encode()) for i in ids], dtype=np.uint64)
+    return np.fromiter(map(digest, map(str.encode, ids)), np.uint64, len(ids))
 
 
 class IdMap:
@@ -42,16 +43,13 @@ class IdMap:
 
     def intern(self, ids: Sequence[str]) -> I32:
         """Numbers of `ids` [n]; ids not seen before are added."""
-        number = self._number
-        try:
-            return np.array([number[i] for i in ids], dtype=np.int32)
-        except KeyError:
-            self._add([i for i in dict.fromkeys(ids) if i not in number])
-            return np.array([number[i] for i in ids], dtype=np.int32)
-
-    def count_new(self, ids: Sequence[str]) -> int:
-        """How many of these ids, all different, are not known."""
-        return len(ids) - sum(map(self._number.__contains__, ids))
+        numbers = np.fromiter(map(self._number.get, ids, repeat(-1)), np.int32, len(ids))
+        unknown = np.flatnonzero(numbers < 0)
+        if unknown.shape[0]:
+            new = [ids[i] for i in unknown.tolist()]
+            self._add(list(dict.fromkeys(new)))
+            numbers[unknown] = np.fromiter(map(self._number.__getitem__, new), np.int32, len(new))
+        return numbers
 
     def _add(self, new: list[str]) -> None:
         """Number these ids, all different and none known."""

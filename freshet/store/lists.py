@@ -54,6 +54,11 @@ def grown(array: NDArray, size: int, fill: float | int = 0) -> NDArray:  # type:
     return out
 
 
+def doubled(size: int) -> int:
+    """`ROWS_MIN` doubled until it is no less than `size`; 0 for 0."""
+    return max(ROWS_MIN, 1 << (size - 1).bit_length()) if size else 0
+
+
 class NeighborLists:
     """The lists of one relation: `capacity` entries a row at most, and the threads of who lists whom."""
 

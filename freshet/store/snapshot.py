@@ -32,7 +32,8 @@ from freshet.store.attributes import NEVER_MS, Registers
 from freshet.store.columns import I32, I64, U64, Bool, ProductAttributes, UserAttributes
 from freshet.store.graph import PRODUCT_LISTS, USER_LISTS, GraphLimits, GraphStore, Touched
 from freshet.store.ids import IdMap
-from freshet.store.lists import ROWS_MIN, grown
+from freshet.store.lanes import Lanes
+from freshet.store.lists import grown
 from freshet.store.merge import (
     Entries,
     Merge,
@@ -50,6 +51,8 @@ LOAD_ORDER = (
 """Every section, in the order in which a snapshot is best read: names, then what is forgotten, then the rest."""
 
 NAMES = LOAD_ORDER[:3]
+LISTS = {"purchased": 0, "purchased_by": 0, "co_purchased": 0, "viewed": 1, "viewed_by": 1, "sessions": 1}
+"""Sections of lists, and the lane in which they are merged: about the same work in each."""
 ROWS_AT_A_TIME = 16_384
 """Rows looked at for one part, at most; what a part costs is bounded by its entries and by this."""
 
@@ -291,16 +294,17 @@ def absorb(graph: GraphStore, head: SnapshotHead, parts: Iterable[Part]) -> Touc
     parts contradict each other (the graph then holds a part of the snapshot: throw it away).
     """
     check_limits(graph.limits, head.limits)
-    loading = _Loading(graph)
-    waiting: list[Part] = []
-    for part in parts:
-        if part.section in NAMES or loading.has_names:
+    with Lanes() as lanes:
+        loading = _Loading(graph, lanes)
+        waiting: list[Part] = []
+        for part in parts:
+            if part.section in NAMES or loading.has_names:
+                loading.take(part)
+            else:
+                waiting.append(part)
+        for part in sorted(waiting, key=lambda part: _place(part.section)):
             loading.take(part)
-        else:
-            waiting.append(part)
-    for part in sorted(waiting, key=lambda part: _place(part.section)):
-        loading.take(part)
-    loading.number()
+        loading.number()
     return loading.merge.touched()
 
 
@@ -311,10 +315,11 @@ def _place(section: str) -> int:
 
 
 class _Loading:
-    """A snapshot on its way into a graph: parts are checked, then merged."""
+    """A snapshot on its way into a graph: parts are checked, then merged; lists of different relations, which share
+    nothing, side by side."""
 
-    def __init__(self, graph: GraphStore) -> None:
-        self.graph, self.merge = graph, Merge(graph)
+    def __init__(self, graph: GraphStore, lanes: Lanes) -> None:
+        self.graph, self.merge, self.lanes = graph, Merge(graph), lanes
         self.has_names = False
         self._names: dict[str, list[tuple[I32, list[str]]]] = {section: [] for section in NAMES}
 
@@ -329,30 +334,26 @@ class _Loading:
             self._names[part.section].append((numbers, names.name))
             return
         self.number()
+        if part.section in LISTS:
+            merge = self._sessions if part.section == "sessions" else self._entries
+            self.lanes.put(lambda: merge(part), LISTS[part.section])
+            return
+        self.lanes.join()  # what follows may change what the lists are merged by
         if part.section in ("user_attributes", "product_attributes"):
             self._attributes(part)
-        elif part.section == "sessions":
-            self._sessions(_array(part, session_dtype(self.graph.limits.session_items_max)), part)
         elif part.section == "forgotten_until":
             rows = _array(part, FORGOTTEN)
             self.merge.forgotten(*(np.ascontiguousarray(rows[name]) for name in ("user", "until")))
         elif part.section == "forgotten_by_hash":
             rows = _array(part, FORGOTTEN_HASH)
             self.merge.forgotten_hashes(dict(zip(rows["hash"].tolist(), rows["until"].tolist(), strict=True)))
-        elif part.section == "event_time_max":
+        else:
+            assert part.section == "event_time_max"
             newest = _array(part, np.dtype("<i8")).max(initial=NEVER_MS)
             self.graph.event_time_max = max(self.graph.event_time_max, int(newest))
-        else:
-            self._entries(_array(part, ENTRY), part)
 
     def number(self) -> None:
-        """Number all names at once, with the room that doubling would have come to: growing copies every list."""
-        graph = self.graph
-        users, products = (
-            _doubled(len(ids) + sum(ids.count_new(names) for _, names in self._names[section]))
-            for section, ids in (("users", graph.users), ("products", graph.products))
-        )
-        graph.make_room(users, products)
+        """Number all names at once: growing step by step would copy every list as often."""
         for section, found in self._names.items():
             if found:
                 numbers = np.concatenate([numbers for numbers, _ in found])
@@ -374,7 +375,8 @@ class _Loading:
         _require(bool((numbers >= 0).all()), part, "a negative number")
         getattr(self.merge, part.section)(numbers, time, key, values)
 
-    def _entries(self, rows: NDArray[Any], part: Part) -> None:
+    def _entries(self, part: Part) -> None:
+        rows = _array(part, ENTRY)
         e = Entries(*(np.ascontiguousarray(rows[name]) for name in ("row", "nbr", "time", "key", "value", "flag")))
         _require(int(e.row.min(initial=0)) >= 0 and int(e.nbr.min(initial=-1)) >= -1, part, "a negative number")
         if part.section in PRODUCT_LISTS:
@@ -383,7 +385,8 @@ class _Loading:
             self._known_products(e.nbr, part)
         self.merge.entries(part.section, e)
 
-    def _sessions(self, rows: NDArray[Any], part: Part) -> None:
+    def _sessions(self, part: Part) -> None:
+        rows = _array(part, session_dtype(self.graph.limits.session_items_max))
         count = rows["item_count"].astype(np.int64)
         _require(int(count.max(initial=0)) <= self.graph.limits.session_items_max, part, "a session of too many items")
         there = np.arange(self.graph.limits.session_items_max) < count[:, None]
@@ -400,11 +403,6 @@ class _Loading:
 
     def _known_products(self, numbers: I32, part: Part) -> None:
         _require(self.merge.has_products(numbers), part, "a product without an id")
-
-
-def _doubled(size: int) -> int:
-    """`ROWS_MIN` doubled until it is no less than `size`; 0 for 0."""
-    return max(ROWS_MIN, 1 << (size - 1).bit_length()) if size else 0
 
 
 def _require(holds: bool, part: Part, what: str) -> None:

@@ -24,7 +24,8 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -34,7 +35,8 @@ from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
 from freshet.store.graph import GraphLimits
-from freshet.store.snapshot import LOAD_ORDER, LogPart, Part, SnapshotCorrupt, SnapshotHead
+from freshet.store.lanes import Lanes
+from freshet.store.snapshot import LISTS, LOAD_ORDER, LogPart, Part, SnapshotCorrupt, SnapshotHead
 
 FORMAT = "freshet-snapshot"
 FORMAT_VERSION = 1
@@ -190,9 +192,10 @@ class SnapshotReader:
         self._file.close()
 
     def parts(self) -> Iterator[Part]:
-        """Every part, in `LOAD_ORDER`, each checked as it is read (unless `verify` has checked them all)."""
+        """Every part, in `LOAD_ORDER`, and those of lists by turns; each checked as it is read (unless `verify` has
+        checked them all)."""
         members = [m for m in self.manifest.members if not m.name.endswith(".blob")]
-        for member in sorted(members, key=lambda m: LOAD_ORDER.index(_section(m))):
+        for member in _by_turns(members):
             data = self._data(member)
             yield Part(_section(member), self._array(member, data) if member.name.endswith(".npy") else data)
 
@@ -209,8 +212,10 @@ class SnapshotReader:
 
     def verify(self) -> None:
         """Read everything and check it; about a gigabyte a second."""
-        for member in self.manifest.members:
-            self._data(member)
+        with Lanes() as lanes:
+            for member in self.manifest.members:
+                data = self._stored(member)
+                lanes.put(lambda member=member, data=data: self._check(member, data))  # type: ignore[misc]
         self._is_verified = True
 
     # --- the archive ----------------------------------------------------------------------------
@@ -278,13 +283,23 @@ class SnapshotReader:
         return manifest
 
     def _data(self, member: Member) -> bytes:
+        data = self._stored(member)
+        if not self._is_verified:
+            self._check(member, data)
+        return data
+
+    def _stored(self, member: Member) -> bytes:
         try:
             data = self._contents(member.name)
         except zipfile.BadZipFile as e:
             raise self._corrupt(str(e)) from e
-        if len(data) != member.size_bytes or not (self._is_verified or _digest(data) == member.blake2b):
-            raise self._corrupt(f"the checksum of {member.name} differs")
+        if len(data) != member.size_bytes:
+            raise self._corrupt(f"{member.name} has {len(data)} bytes")
         return data
+
+    def _check(self, member: Member, data: bytes) -> None:
+        if _digest(data) != member.blake2b:
+            raise self._corrupt(f"the checksum of {member.name} differs")
 
     def _array(self, member: Member, data: bytes) -> NDArray[Any]:
         try:
@@ -294,6 +309,25 @@ class SnapshotReader:
 
     def _corrupt(self, what: str) -> SnapshotCorrupt:
         return SnapshotCorrupt(f"{self.name} is damaged: {what}; {REMEDY}")
+
+
+def _by_turns(members: Sequence[Member]) -> list[Member]:
+    """In `LOAD_ORDER`, but the lists of all relations together, each spread over the whole: they are merged side by
+    side."""
+    of_lists = [m for m in members if _section(m) in LISTS]
+    count, seen = Counter(map(_section, of_lists)), Counter[str]()
+    turn = {}
+    for member in of_lists:
+        section = _section(member)
+        turn[member.name] = seen[section] / count[section]
+        seen[section] += 1
+    first = min(map(LOAD_ORDER.index, LISTS))
+
+    def place(member: Member) -> tuple[int, float]:
+        section = _section(member)
+        return (first, turn[member.name]) if section in LISTS else (LOAD_ORDER.index(section), 0.0)
+
+    return sorted(members, key=place)
 
 
 def _section(member: Member) -> str:

@@ -142,7 +142,8 @@ class Completeness:
         if scope == ITEMS:
             self.rewrites.add(scope, np.arange(len(self.updater.graph.products), dtype=np.int32))
         else:
-            self.rewrites.add(scope, self.sink.ownership.members(partition_in(scope)))
+            users = self.sink.ownership.members(partition_in(scope))
+            self.rewrites.add(scope, users, urgent=self.sink.heard_of(users))  # who shops now before who once did
 
     def _renew_token(self, scope: str, changed: bool) -> None:
         """Take a new token where the store has forgotten the scope's own, or may have forgotten a newer one."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from freshet.store.columns import I32
+from freshet.store.columns import I32, Bool
 
 ITEMS = "items"
 STATES = "states"
@@ -41,12 +41,13 @@ class _Task:
 
 
 class Rewrites:
-    """Scopes that wait to be written again, one after another, each in chunks.
+    """Scopes that wait to be written again, one after another, each in chunks; what is urgent in any of them first.
 
     `names` that the store holds and that are to be compared with the state are worked off last.
     """
 
     def __init__(self) -> None:
+        self._urgent: deque[_Task] = deque()
         self._tasks: deque[_Task] = deque()
         self._names: Iterator[str] | None = None
         self.total = 0
@@ -57,22 +58,28 @@ class Rewrites:
     @property
     def waiting(self) -> int:
         """Nodes that wait."""
-        return sum(task.nodes.shape[0] - task.done for task in self._tasks)
+        return sum(task.nodes.shape[0] - task.done for task in (*self._urgent, *self._tasks))
 
     @property
     def scopes(self) -> set[str]:
         """Scopes that are not whole yet."""
         return {task.scope for task in self._tasks}
 
-    def add(self, scope: str, nodes: I32) -> None:
-        """Write these nodes again; a scope that waits already begins anew."""
+    def add(self, scope: str, nodes: I32, urgent: Bool | None = None) -> None:
+        """Write these nodes [n] again, those that are `urgent` [n] before all others; a scope that waits already begins
+        anew."""
         self.drop(scope)
+        if urgent is not None and urgent.any():
+            self._urgent.append(_Task(scope, nodes[urgent]))
+            nodes = nodes[~urgent]
         self._tasks.append(_Task(scope, nodes))
         self.total = self.waiting
 
     def drop(self, scope: str) -> None:
         """Forget about a scope."""
-        self._tasks = deque(task for task in self._tasks if task.scope != scope)
+        self._urgent, self._tasks = (
+            deque(task for task in tasks if task.scope != scope) for tasks in (self._urgent, self._tasks)
+        )
 
     def compare(self, names: Iterator[str]) -> None:
         """Have these names compared with the state when all is written."""
@@ -80,15 +87,16 @@ class Rewrites:
 
     def take(self, count: int) -> tuple[str, I32, bool] | None:
         """The next at most `count` nodes of one scope, and whether they are its last; None when all is written."""
-        if not self._tasks:
+        tasks = self._urgent or self._tasks
+        if not tasks:
             return None
-        task = self._tasks[0]
+        task = tasks[0]
         nodes = task.nodes[task.done : task.done + count]
         task.done += nodes.shape[0]
-        last = task.done >= task.nodes.shape[0]
-        if last:
-            self._tasks.popleft()
-        return task.scope, nodes, last
+        ended = task.done >= task.nodes.shape[0]
+        if ended:
+            tasks.popleft()
+        return task.scope, nodes, ended and tasks is self._tasks
 
     def take_names(self, count: int) -> list[str]:
         """The next names to compare; none when they are done with."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
-from freshet.store.columns import F32, I32
+from freshet.store.columns import F32, I32, Bool
 from freshet.store.embeddings import EmbeddingStore, Landing, NamedBlobs, StoreUnavailable
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
@@ -161,6 +161,12 @@ class Sink:
         self._src_topic[users] = [number[r.topic] for r in named]
         self._src_partition[users] = [r.partition for r in named]
         self._src_offset[users] = [r.offset for r in named]
+
+    def heard_of(self, users: I32) -> Bool:
+        """[n] bool: of whom a record was read since the worker began."""
+        self._reserve()
+        heard: Bool = self._src_topic[users] >= 0
+        return heard
 
     def write_users(self, users: I32, vectors: F32) -> None:
         """Send the embeddings [n, dim] of users [n], all of them owned, on their way; `settle` waits for them."""

@@ -204,6 +204,25 @@ def fresh(world: World) -> Worker:
     return worker(other)
 
 
+def test_who_came_while_nobody_ran_is_written_before_the_others(world: World) -> None:
+    world.publish(Product("p1", NOW), *(View(f"v{i}", f"u{i}", "p1", NOW + i) for i in range(8)))
+    run(worker(world)).stop()
+    world.publish(View("v8", "u5", "p2", NOW + 8), View("v9", "u6", "p2", NOW + 9))
+    second = worker(world)
+    second.completeness._chunk = 1
+    written: list[str] = []
+    upsert = world.users.begin_upsert
+
+    def begin(version: str, names: Sequence[str], values: Sequence[bytes]) -> object:
+        written.extend(names)
+        return upsert(version, names, values)
+
+    world.users.begin_upsert = begin  # type: ignore[method-assign, assignment]
+    run(second)
+    assert set(written[:2]) == {"u5", "u6"}
+    assert sorted(written) == [f"u{i}" for i in range(8)]
+
+
 def test_a_backfill_is_in_snapshots_at_once_and_not_read_again(world: World) -> None:
     old = some(0, 40)
     records = [Record(NAMES.view, 0, i, NOW, encode_record_key(e), encode(e)) for i, e in enumerate(old)]
