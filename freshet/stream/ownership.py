@@ -57,11 +57,10 @@ class Ownership:
         return self._owned[self.of(users)]
 
     def members(self, partition: int) -> I32:
-        """Every user of a partition that has a name."""
-        everybody = np.arange(len(self._users), dtype=np.int32)
-        here = everybody[self.of(everybody) == partition]
-        named = np.array([name is not None for name in self._users.names(here)], dtype=np.bool_)
-        found: I32 = here[named]
+        """Every user of a partition; some may have lost their names since. No loop over users: the stream waits."""
+        if self._placed < len(self._users):
+            self._place_new()
+        found: I32 = np.flatnonzero(self._partition[: len(self._users)] == partition).astype(np.int32)
         return found
 
     def _place_new(self) -> None:
