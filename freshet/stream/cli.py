@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -334,15 +335,15 @@ def similar(
 
 @app.command()
 def status(redis: RedisUrl = None, as_json: AsJson = False) -> None:
-    """What the worker is doing: state, positions, freshness, ripples."""
+    """What the workers are doing, one line each, and what is wrong; all there is to know with --json."""
+    from freshet.stream.status_text import status_lines
     from freshet.stream.wiring import read_status
 
     found = read_status(_settings(None, redis))
     if as_json:
         _print_json(found)
         return
-    for name, value in found.items():
-        typer.echo(f"{name}: {value}")
+    typer.echo("\n".join(status_lines(found, int(time.time() * 1e3))))
 
 
 @app.command()

@@ -62,6 +62,8 @@ def list_letters(
     if as_json:
         _print_json([_summary(entry) for entry in found[-limit:]])
         return
+    if not found:
+        typer.echo("no dead letters" + (" of that kind" if reason or topic or since else " are open"), err=True)
     for entry in found[-limit:]:
         counted = f" [sent again {entry.replays}x]" if entry.replays else ""
         state = f" [sent again, not back: {entry.repairs or 'unchanged'}]" if entry.replayed else counted

@@ -56,6 +56,8 @@ def snapshot_inspect(
     """What a snapshot says of itself: scope, positions, limits, and how much it holds. Reads its manifest alone."""
     with _opened(place) as (where, found):
         chosen = _chosen(found, where, name)[0]
+        if name is None and not as_json:
+            typer.echo("the newest one; `freshet snapshot list` names the others", err=True)
         with _read(found, chosen) as reader:
             manifest = reader.manifest
     about: dict[str, Any] = {
