@@ -13,7 +13,7 @@ SEEDS ?= 1000
 FIRST ?= 0
 BENCHES := replay freshness broker scale redis_write reader
 # Of a log, or of half an hour: their own docstrings say how to run them.
-LONG_BENCHES := ablation amount origins train_scale snapshot recovery
+LONG_BENCHES := ablation amount origins train_scale snapshot recovery takeover
 
 # A stamp carries a checksum of what it was made from: nothing is installed twice, and a changed pin is.
 STATE := $(VENV)/.state

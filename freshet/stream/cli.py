@@ -81,6 +81,7 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the frozen
 def main() -> None:
     """Run the command line; errors a user can mend are one line, not a traceback."""
     logging.basicConfig(level=os.environ.get("FRESHET_LOG", "WARNING").upper(), format=LOG_FORMAT)
+    logging.getLogger("faiss.loader").setLevel("WARNING")  # which of its libraries it takes is no news
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(standalone_mode=True)
@@ -397,7 +398,7 @@ def demo(
     cache: Annotated[Path, typer.Option(help="Where the event log and the bundle are kept between runs.")] = Path(
         ".cache/demo"
     ),
-    budget_s: Annotated[float, typer.Option(help="Seconds of training.")] = 45.0,
+    budget_s: Annotated[float, typer.Option(help="Seconds of training.")] = 38.0,
 ) -> None:
     """The whole path on real data: convert, train, stream, three moments, verify."""
     from freshet.stream.demo import run_demo

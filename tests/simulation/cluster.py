@@ -233,7 +233,8 @@ class Cluster:
         snapshots = None
         if s.snapshots is not None:
             place = FolderPlace(SimulatedPath(self.disk, process))  # type: ignore[arg-type]
-            token = iter(f"{self.starts:03d}{n:05d}" for n in range(99_999))
+            born = self.starts  # of this one, whoever starts later
+            token = iter(f"{born:03d}{n:05d}" for n in range(99_999))
             snapshots = Snapshots(
                 graph, ownership, place, s.snapshots, BUNDLE.model_version, {}, lambda: world.wall(process),
                 world.monotonic, InTurn, lambda: next(token),
@@ -305,6 +306,7 @@ class Cluster:
         served = sorted(scope for worker in workers for scope in worker.completeness.serves)
         quiet = served == sorted(self.monitor.scopes) and len(workers) == len(self._alive())
         quiet = quiet and not self._due and all(self._is_quiet(worker) for worker in workers)
+        quiet = quiet and not any(p.stopping for p in self._alive())  # it looks after nothing any more
         if not quiet:
             self._settled_since = None
             return False
