@@ -163,6 +163,7 @@ MUTANTS = (
     Mutant(
         "a snapshot is put in place before its offsets are committed", "freshet/stream/snapshots.py",
         "all(committed.get(tp, -1) >= at for tp, at in running.head.positions.items())", "True",
+        "tests/unit/test_worker_recovery.py",
     ),
     Mutant(
         "a snapshot drops the hashes of the forgotten", "freshet/store/snapshot.py",
