@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from bench.report import result, table
-from bench.snapshot import filled
+from bench.snapshot import filled, shop_arguments
 from bench.synthetic import Shop, catalogue
 from bench.train_scale import Large
 from freshet.model.dayzero import dayzero
@@ -151,11 +151,7 @@ def wait_for_state(system: LocalSystem, state: str) -> float:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--products", type=int, default=100_000)
-    parser.add_argument("--edges", type=int, default=20_000_000)
-    parser.add_argument("--purchased-max", type=int, default=GraphLimits().purchased_max)
-    parser.add_argument("--viewed-max", type=int, default=GraphLimits().viewed_max)
+    shop_arguments(parser, 1_000_000, 100_000, 20_000_000)
     parser.add_argument("--rate", type=float, default=1_000.0, help="events a second")
     parser.add_argument("--bootstrap", help="a running Kafka without events in its topics (default: the embedded one)")
     args = parser.parse_args()

@@ -40,6 +40,15 @@ SESSIONS = 100_000
 """Sessions made at a time."""
 
 
+def shop_arguments(parser: argparse.ArgumentParser, users: int, products: int, edges: int) -> None:
+    """The options that say how large a shop is, and how long its users' lists."""
+    parser.add_argument("--users", type=int, default=users)
+    parser.add_argument("--products", type=int, default=products)
+    parser.add_argument("--edges", type=int, default=edges)
+    parser.add_argument("--purchased-max", type=int, default=GraphLimits().purchased_max)
+    parser.add_argument("--viewed-max", type=int, default=GraphLimits().viewed_max)
+
+
 def sessions(shop: Large) -> Iterator[EventColumns]:
     """A session of one to four products for each user."""
     rng = np.random.default_rng(shop.seed + 1)
@@ -159,11 +168,7 @@ def milliseconds(seconds: list[float]) -> list[float]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--products", type=int, default=100_000)
-    parser.add_argument("--edges", type=int, default=20_000_000)
-    parser.add_argument("--purchased-max", type=int, default=GraphLimits.purchased_max)
-    parser.add_argument("--viewed-max", type=int, default=GraphLimits.viewed_max)
+    shop_arguments(parser, 1_000_000, 100_000, 20_000_000)
     parser.add_argument("--entries", type=int, default=100_000, help="entries a part")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()

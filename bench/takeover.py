@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bench.recovery import CATALOGUE, Probe, write_snapshots
 from bench.report import result, table
-from bench.snapshot import filled
+from bench.snapshot import filled, shop_arguments
 from bench.synthetic import Shop, catalogue
 from bench.train_scale import Large
 from freshet.errors import FreshetError
@@ -106,11 +106,7 @@ def oldest_s(probe: Probe, since: float) -> float:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--products", type=int, default=10_000)
-    parser.add_argument("--edges", type=int, default=2_000_000)
-    parser.add_argument("--purchased-max", type=int, default=GraphLimits().purchased_max)
-    parser.add_argument("--viewed-max", type=int, default=GraphLimits().viewed_max)
+    shop_arguments(parser, 100_000, 10_000, 2_000_000)
     parser.add_argument("--rate", type=float, default=500.0, help="events a second")
     parser.add_argument("--bootstrap", required=True, help="a running Kafka without events in its topics")
     args = parser.parse_args()

@@ -110,10 +110,6 @@ class PartitionConsumer:
         if self._weather.disturbed:
             self._recheck()
         self._watch(drained=len(messages) < records_max)
-        if self._embedded and self._starves(drained=len(messages) < records_max):
-            self._fetch_wait_ms = min(3 * self._fetch_wait_ms, FETCH_WAIT_MS_MAX)
-            logger.info("the embedded broker holds many batches: it is given %d ms for an answer", self._fetch_wait_ms)
-            self._renew()
         if not messages:
             return []
         good: list[Any] = [m for m in messages if m.error() is None]  # Any: with no error, nothing is None
@@ -191,6 +187,10 @@ class PartitionConsumer:
         """Take over from a client that stands still before the end of a partition; `drained`: it has no more records.
         """
         now, reach = self._monotonic(), self._reach
+        if self._embedded and self._starves(now, drained):
+            self._fetch_wait_ms = min(3 * self._fetch_wait_ms, FETCH_WAIT_MS_MAX)
+            logger.info("the embedded broker holds many batches: it is given %d ms for an answer", self._fetch_wait_ms)
+            self._renew()
         if reach is not None and drained and now - reach.at >= self.settings.stall_after_ms / 1e3:
             self._reach, self._ask_at = None, now + self.settings.stall_check_interval_ms / 1e3
             still = self._standing_still(reach) if reach.assigned is self._assigned else {}
@@ -206,9 +206,8 @@ class PartitionConsumer:
         positions = self._positions()
         return {tp: end for tp, end in reach.ends.items() if reach.positions[tp] == positions[tp] < end}
 
-    def _starves(self, drained: bool) -> bool:
+    def _starves(self, now: float, drained: bool) -> bool:
         """Whether nothing is left to be read for some time, though answers said that there is more."""
-        now = self._monotonic()
         if not drained:
             self._behind_since = None
         if now < self._look_at or not drained or self._fetch_wait_ms >= FETCH_WAIT_MS_MAX:
