@@ -78,12 +78,12 @@ _UNTRUSTED = ("certificate verify failed", "bad certificate", "certificate requi
 class Weather:
     """Errors of the connection: counted, and each kind logged once until all is well again."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, level: int = logging.WARNING) -> None:
         self.errors = 0
         self.last = ""
         self.disturbed = False
         self.final: str | None = None
-        self._who = who
+        self._who, self._level = who, level
         self._shown: set[int] = set()
 
     def __call__(self, error: ck.KafkaError) -> None:
@@ -93,7 +93,7 @@ class Weather:
         if error.fatal() or error.code() in _FINAL or any(text in error.str() for text in _UNTRUSTED):
             self.final = error.str()
         if error.code() not in self._shown:
-            logger.warning("%s: %s", self._who, error.str())
+            logger.log(self._level, "%s: %s", self._who, error.str())
             self._shown.add(error.code())
 
     def cleared(self) -> None:
@@ -299,7 +299,7 @@ class TopicAdmin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
-        self._weather = Weather("admin")
+        self._weather = Weather("admin", logging.DEBUG)  # it is asked once, and says in its error what it heard
         self._timeout_s = settings.request_timeout_ms / 1e3
         self._admin = made(AdminClient, settings.client({"error_cb": self._weather}))
 

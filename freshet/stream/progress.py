@@ -1,4 +1,4 @@
-"""Progress on a terminal, and one line in ten seconds where there is none."""
+"""Progress on a terminal, and where there is none a line in ten seconds, then one of the end."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Bars:
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._unfinished: set[str] = set()
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -42,9 +43,14 @@ class Bars:
             self._bars.update(self._tasks[name], description=what, completed=done, total=total)
             return
         now = self._monotonic()
-        if now - self._said.setdefault(name, now) >= PLAIN_INTERVAL_S:
+        ended = done >= total
+        if now - self._said.setdefault(name, now) >= PLAIN_INTERVAL_S or (ended and name in self._unfinished):
             self._said[name] = now
+            self._unfinished.add(name)
             self._console.print(f"{what}: {done} of {total}", highlight=False)
+        if ended:  # the next time this is done, it begins anew
+            del self._said[name]
+            self._unfinished.discard(name)
 
     @staticmethod
     def silent() -> Bars:

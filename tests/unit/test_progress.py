@@ -26,3 +26,12 @@ def test_without_a_terminal_lines_come_at_intervals() -> None:
     lines = out.getvalue().splitlines()
     assert 2 < len(lines) < 40
     assert lines[0].startswith("replay, ") and lines[0].endswith(" of 100")
+
+
+def test_what_began_with_a_line_ends_with_one_and_the_next_time_begins_anew() -> None:
+    out, now = io.StringIO(), [0.0]
+    with Bars(Console(file=out), monotonic=lambda: now[0]) as bars:
+        for at, done in ((0.0, 0), (10.0, 60), (11.0, 100), (11.5, 100), (500.0, 1), (501.0, 100)):
+            now[0] = at
+            bars.update("written", done, 100)
+    assert out.getvalue().splitlines() == ["written: 60 of 100", "written: 100 of 100"]
