@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 SEEDS ?= 1000
 FIRST ?= 0
-BENCHES := replay freshness broker scale redis_write reader
+BENCHES := replay freshness broker scale redis_write reader live_index
 # Of a log, or of half an hour: their own docstrings say how to run them.
 LONG_BENCHES := ablation amount origins train_scale snapshot recovery takeover
 

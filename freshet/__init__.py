@@ -1,4 +1,4 @@
-"""Fresh embeddings for shops, computed on the stream: the reader and the producer.
+"""Fresh embeddings for shops, computed on the stream: the reader, its index and the producer.
 
 Both are imported when they are asked for, so that `import freshet` loads no client library, and neither
 torch nor faiss.
@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from freshet.errors import FreshetError
     from freshet.reader import Reader
+    from freshet.stream.live_index import LiveIndex
     from freshet.stream.producer import Producer
 
-__all__ = ["FreshetError", "Producer", "Reader"]
+__all__ = ["FreshetError", "LiveIndex", "Producer", "Reader"]
 
-_HOME = {"FreshetError": "freshet.errors", "Producer": "freshet.stream.producer", "Reader": "freshet.reader"}
+_HOME = {
+    "FreshetError": "freshet.errors",
+    "LiveIndex": "freshet.stream.live_index",
+    "Producer": "freshet.stream.producer",
+    "Reader": "freshet.reader",
+}
 
 
 def __getattr__(name: str) -> Any:

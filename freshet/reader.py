@@ -91,15 +91,8 @@ class Recommendations:
 
 
 @runtime_checkable
-class VersionedIndex(Protocol):
-    """An index that says which model version it holds, such as one that follows the changelog."""
-
-    index: ItemIndex
-    model_version: str
-
-
 class HeldIndex(Protocol):
-    """Where a reader has its index from."""
+    """Where a reader has its index from; a LiveIndex is one."""
 
     def pair(self, served: str) -> tuple[ItemIndex, str]:
         """The index and its version; `served` is the version of the users that readers are served."""
@@ -131,20 +124,6 @@ class IndexFolder:
                 self._pair = self._open(self._path)
 
 
-class FollowedIndex:
-    """An index that somebody else keeps fresh and knows the version of."""
-
-    def __init__(self, source: VersionedIndex) -> None:
-        self._source = source
-
-    def pair(self, served: str) -> tuple[ItemIndex, str]:
-        """See HeldIndex."""
-        return self._source.index, self._source.model_version
-
-    def reread(self, served: str) -> None:
-        """See HeldIndex. The source is read anew each time anyway."""
-
-
 class BareIndex:
     """An ItemIndex. Without a version of its own it is taken to hold the one that is served at first use."""
 
@@ -164,9 +143,9 @@ class BareIndex:
 class Reader:
     """Reads what Freshet serves. Threads may share one.
 
-    `index` is the folder of an index snapshot, an object with `index` and `model_version` that somebody keeps
-    fresh (an IndexFollower), or an ItemIndex. Of an ItemIndex say the version its vectors are of with
-    `model_version`; otherwise it is taken to be the one that is served when the reader first uses it.
+    `index` is a LiveIndex, which keeps itself fresh, the folder of an index snapshot, or an ItemIndex. Of an ItemIndex
+    say the version its vectors are of with `model_version`; otherwise it is taken to be the one that is served when
+    the reader first uses it.
 
     `redis_url` may be a RedisSettings, for TLS or a password from elsewhere; `namespace` is then its own.
 
@@ -177,7 +156,7 @@ class Reader:
     def __init__(
         self,
         redis_url: str | RedisSettings,
-        index: ItemIndex | VersionedIndex | Path | str,
+        index: ItemIndex | HeldIndex | Path | str,
         *,
         namespace: str = "freshet",
         model_version: str | None = None,
@@ -195,7 +174,7 @@ class Reader:
         cls,
         store: EmbeddingStore,
         serving: ServingState,
-        index: ItemIndex | VersionedIndex | Path | str,
+        index: ItemIndex | HeldIndex | Path | str,
         *,
         model_version: str | None = None,
         clock: Callable[[], float] = time.time,
@@ -310,9 +289,10 @@ class Reader:
             self._held.reread(served)
             index, version = self._held.pair(served)
         if version != served:
+            held = repr(version) if version else "none"
             raise VersionMismatch(
-                f"users are served in model version {served!r}, but the index holds {version!r}: open the "
-                f"reader with an index of {served!r} (follow the changelog of products, or load a snapshot of it)"
+                f"users are served in model version {served!r}, but the index holds {held}: open the reader with an "
+                f"index of {served!r} (follow the changelog of products, or load a snapshot of it)"
             )
         return index, version
 
@@ -412,9 +392,9 @@ def _present(index: ItemIndex, ids: Sequence[str]) -> list[bool]:
     return there
 
 
-def _held(index: ItemIndex | VersionedIndex | Path | str, model_version: str | None) -> HeldIndex:
+def _held(index: ItemIndex | HeldIndex | Path | str, model_version: str | None) -> HeldIndex:
     if isinstance(index, (str, Path)):
         return IndexFolder(Path(index))
-    if isinstance(index, VersionedIndex):
-        return FollowedIndex(index)
+    if isinstance(index, HeldIndex):
+        return index
     return BareIndex(index, model_version)

@@ -188,7 +188,7 @@ MUTANTS = (
     ),
     Mutant(
         "a withdrawal in the changelog counts whoever sent it", "freshet/stream/follower.py",
-        "                if seq >= held:", "                if True:",
+        "            if seq >= held.seq.get(name, \"\"):", "            if True:",
         "tests/unit/test_follower.py",
     ),
     Mutant(

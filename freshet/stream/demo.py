@@ -26,7 +26,7 @@ from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.convert import convert
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind, Purchase
-from freshet.stream.follower import IndexFollower
+from freshet.stream.live_index import LiveIndex
 from freshet.stream.local import LocalSystem
 from freshet.stream.modelling import TrainOrder, train_bundle
 from freshet.stream.progress import Bars
@@ -35,7 +35,7 @@ from freshet.stream.settings import Settings
 from freshet.stream.wiring import (
     next_event_ms,
     one_click,
-    open_follower,
+    open_live_index,
     open_producer,
     read_status,
     run_replay,
@@ -182,13 +182,8 @@ class Demo:
 
     def _moments(self) -> dict[str, float]:
         """The moments that a reader sees, by one reader that follows the changelog of products."""
-        status = read_status(self.settings)
-        follower = open_follower(self.settings, status["model_version"], status["dim"])
-        try:
-            with Reader(self.settings.redis, follower) as reader:
-                return {"click_ms": self._click(reader), "cold_product_ms": self._cold_product(reader, follower)}
-        finally:
-            follower.close()
+        with open_live_index(self.settings) as index, Reader(self.settings.redis, index) as reader:
+            return {"click_ms": self._click(reader), "cold_product_ms": self._cold_product(reader, index)}
 
     def _click(self, reader: Reader) -> float:
         self._step("one click")
@@ -208,7 +203,7 @@ class Demo:
             raise FreshetError(f"{self.log} names no user")
         return first.user_id
 
-    def _cold_product(self, reader: Reader, follower: IndexFollower) -> float:
+    def _cold_product(self, reader: Reader, live: LiveIndex) -> float:
         self._step("a product nobody has seen")
         status = read_status(self.settings)
         like = self._some_product()
@@ -219,13 +214,14 @@ class Demo:
                 timestamp=next_event_ms(status, int(time.time() * 1e3)),
             )  # fmt: skip
             producer.flush(10.0)
-            while not follower.index.get(["demo-new-product"])[1][0]:
-                follower.poll(0.002)
+            index, _ = live.pair()
+            while not index.get(["demo-new-product"])[1][0]:
+                time.sleep(0.0005)
                 if time.perf_counter() - start > 30:
                     raise FreshetError("the new product did not reach the index within 30 s")
         taken = (time.perf_counter() - start) * 1e3
-        vector = follower.index.get(["demo-new-product"])[0]
-        near = [i for i in follower.index.search(vector, 4).ids[0] if i != "demo-new-product"][:3]
+        vector = index.get(["demo-new-product"])[0]
+        near = [i for i in index.search(vector, 4).ids[0] if i != "demo-new-product"][:3]
         similar = [name for name, _ in reader.similar("demo-new-product", 3)]
         self.console.print(
             f"  demo-new-product: {' / '.join(like.category or ())}, {like.description}", highlight=False

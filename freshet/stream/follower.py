@@ -1,56 +1,148 @@
-"""An item index of one's own, kept fresh from the changelog `freshet.embeddings.products`.
+"""Item indexes of one's own, kept fresh from the changelog `freshet.embeddings.products`.
 
-Any number of readers follow the topic, each into its own index; none of them asks the worker for anything.
+Any number of readers follow the topic, each into indexes of its own; none of them asks the worker for anything.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from freshet.store.columns import F32
 from freshet.store.index import ItemIndex
-from freshet.store.value import SEQ_HEADER, decode_value
+from freshet.store.value import SEQ_HEADER, ValueCorrupt, decode_value
 from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.records import Record
 
+logger = logging.getLogger("freshet.follower")
+
 BATCH_MAX = 5_000
 """Records taken from the topic at a time."""
+VERSIONS_MAX = 3
+"""Model versions of which an index is held: the one that is served, the one before, one that is on its way."""
+
+
+@dataclass
+class _Version:
+    index: ItemIndex
+    dim: int
+    seq: dict[str, str] = field(default_factory=dict)
+    """Of each product, by whom and when it was written."""
+    turn: int = 0
+    """Of the versions, the one with the greatest was written last."""
+
+
+class ProductIndexes:
+    """An index for each model version that the changelog tells of; `make_index` gives an empty one for vectors [dim].
+
+    Of two records of one product the one with the greater `seq` counts, so a replaced worker that still writes
+    changes nothing. A withdrawal is of no version: it takes the product out of all.
+    """
+
+    def __init__(self, make_index: Callable[[int], ItemIndex]) -> None:
+        self._make_index = make_index
+        self._held: dict[str, _Version] = {}
+        self._dropped: set[str] = set()
+        """What comes of these is passed over: it would be a part of an index."""
+        self._turn = 0
+        self._withdrawn: dict[str, str] = {}
+        """It stays, so that an older record that comes late does not bring the product back."""
+
+    def newest(self) -> str:
+        """The version that was written last; empty where none has been."""
+        held = list(self._held.items())
+        return max(held, key=lambda item: item[1].turn)[0] if held else ""
+
+    def of(self, version: str) -> ItemIndex | None:
+        """The index of a version, if it is held."""
+        held = self._held.get(version)
+        return None if held is None else held.index
+
+    def dropped(self, version: str) -> bool:
+        """Whether it was held and is not any more, because others came after it."""
+        return version in self._dropped
+
+    def apply(self, records: Iterable[Record], served: str = "") -> None:
+        """Take in what the changelog says. `served` is a version that is held whatever comes."""
+        moved: dict[str, dict[str, F32 | None]] = {}
+        for record in records:
+            if record.key is None:
+                continue
+            name = record.key.decode(errors="replace")
+            if not record.value:
+                self._withdraw(name, record, moved)
+            else:
+                self._move(name, record, moved)
+        for version, products in moved.items():
+            index = self._held[version].index
+            index.remove([name for name, vector in products.items() if vector is None])
+            kept = {name: vector for name, vector in products.items() if vector is not None}
+            if kept:
+                index.upsert(list(kept), np.stack(list(kept.values())))
+                self._turn += 1
+                self._held[version].turn = self._turn
+        while len(self._held) > VERSIONS_MAX:
+            oldest = min((v for v in self._held if v != served), key=lambda v: self._held[v].turn)
+            del self._held[oldest]
+            self._dropped.add(oldest)
+
+    def _withdraw(self, name: str, record: Record, moved: dict[str, dict[str, F32 | None]]) -> None:
+        said = next((v.decode() for h, v in record.headers if h == SEQ_HEADER and v is not None), None)
+        former = self._withdrawn.get(name, "")
+        seq = max([former, *(held.seq.get(name, "") for held in self._held.values())]) if said is None else said
+        self._withdrawn[name] = max(former, seq)
+        for version, held in self._held.items():
+            if seq >= held.seq.get(name, ""):
+                moved.setdefault(version, {})[name] = None
+
+    def _move(self, name: str, record: Record, moved: dict[str, dict[str, F32 | None]]) -> None:
+        try:
+            value = decode_value(record.value or b"")
+        except ValueCorrupt as e:
+            self._pass_over(record, str(e))
+            return
+        if value.model in self._dropped:
+            return
+        held = self._held.get(value.model)
+        if held is None:
+            held = self._held[value.model] = _Version(self._make_index(len(value.vector)), len(value.vector))
+        if len(value.vector) != held.dim:
+            self._pass_over(record, f"its vector has {len(value.vector)} dimensions, others of its version {held.dim}")
+            return
+        seq = value.seq.text()
+        if seq >= max(held.seq.get(name, ""), self._withdrawn.get(name, "")):
+            held.seq[name] = seq
+            moved.setdefault(value.model, {})[name] = value.vector
+
+    @staticmethod
+    def _pass_over(record: Record, why: str) -> None:
+        logger.warning("%s:%d:%d is passed over: %s", record.topic, record.partition, record.offset, why)
 
 
 class IndexFollower:
-    """Follows one model version into `index`. `catch_up` first; then call `poll`, or `start` a thread.
+    """Reads the changelog into `indexes`. `catch_up` first, then `poll`; for one thread."""
 
-    Of two records of one product the one with the greater `seq` counts, so a replaced worker that still
-    writes changes nothing.
-    """
-
-    def __init__(self, consumer: PartitionConsumer, topic: str, partitions: int, model_version: str, index: ItemIndex):
-        self.index = index
-        self.model_version = model_version
-        self.skipped_versions = 0
+    def __init__(self, consumer: PartitionConsumer, topic: str, partitions: int, indexes: ProductIndexes) -> None:
+        self.indexes = indexes
+        self.served = ""
+        """A version whose index is held whatever comes."""
         self._consumer = consumer
         self._places = [(topic, p) for p in range(partitions)]
-        self._seq: dict[str, str] = {}
         self._positions: dict[tuple[str, int], int] = {}
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
 
-    def catch_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def catch_up(self) -> None:
         """Read the topic from its start to where it ends now."""
         marks = self._consumer.watermarks(self._places)
         self._positions = {tp: low for tp, (low, _) in marks.items()}
         self._consumer.assign(self._positions)
-        self.follow_to({tp: high for tp, (_, high) in marks.items()}, progress)
+        self._follow_to({tp: high for tp, (_, high) in marks.items()})
 
-    def follow_to(self, goal: dict[tuple[str, int], int], progress: Callable[[int, int], None] | None = None) -> None:
-        """Read until the given next offsets are reached."""
-        while any(self._positions[tp] < high for tp, high in goal.items()):
-            self.poll(0.1)
-            if progress:
-                left = sum(max(0, high - self._positions[tp]) for tp, high in goal.items())
-                progress(sum(goal.values()) - left, sum(goal.values()))
+    def follow(self) -> None:
+        """Read on to where the topic ends now."""
+        self._follow_to({tp: high for tp, (_, high) in self._consumer.watermarks(self._places).items()})
 
     def poll(self, timeout_s: float) -> int:
         """Take what has come; returns how many records."""
@@ -59,45 +151,15 @@ class IndexFollower:
             self._apply(records)
         return len(records)
 
-    def start(self) -> None:
-        """Follow in a thread until `close`."""
-        self._thread = threading.Thread(target=self._run, name="freshet-follower", daemon=True)
-        self._thread.start()
-
     def close(self) -> None:
-        """Stop the thread, if there is one, and the consumer."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Stop reading."""
         self._consumer.close()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.poll(0.05)
+    def _follow_to(self, goal: dict[tuple[str, int], int]) -> None:
+        while any(self._positions[tp] < high for tp, high in goal.items()):
+            self.poll(0.1)
 
-    def _apply(self, records: list[Record]) -> None:
-        newest: dict[str, np.ndarray | None] = {}
+    def _apply(self, records: Sequence[Record]) -> None:
         for record in records:
             self._positions[record.topic, record.partition] = record.offset + 1
-            if record.key is None:
-                continue
-            name = record.key.decode()
-            if record.value is None:
-                held = self._seq.get(name, "")
-                seq = next((v.decode() for h, v in record.headers if h == SEQ_HEADER and v is not None), held)
-                if seq >= held:
-                    self._seq[name] = seq  # it stays, so that an older record that comes late does not bring it back
-                    newest[name] = None
-                continue
-            value = decode_value(record.value)
-            if value.model != self.model_version:
-                self.skipped_versions += 1
-                continue
-            seq = value.seq.text()
-            if seq >= self._seq.get(name, ""):
-                self._seq[name] = seq
-                newest[name] = value.vector
-        self.index.remove([name for name, vector in newest.items() if vector is None])
-        kept = {name: vector for name, vector in newest.items() if vector is not None}
-        if kept:
-            self.index.upsert(list(kept), np.stack(list(kept.values())))
+        self.indexes.apply(records, self.served)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from freshet.errors import FreshetError
+from freshet.store.columns import F32
 from freshet.store.credentials import warn_of_password
 from freshet.stream import topics
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
-from freshet.stream.follower import IndexFollower
 from freshet.stream.kafka import RecordProducer, TopicAdmin
 from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.live_index import LiveIndex, follow_products
 from freshet.stream.modelling import day_ms
 from freshet.stream.placement import Placement
 from freshet.stream.producer import Producer
@@ -103,32 +104,21 @@ def read_status(settings: Settings) -> dict[str, Any]:
     return combined(statuses)
 
 
-def open_follower(settings: Settings, version: str, dim: int) -> IndexFollower:
-    """An index that has caught up with the changelog of product embeddings."""
-    from freshet.store.faiss_index import make_index
-
-    topic = settings.topics.embeddings_products
-    count = TopicAdmin(settings.kafka).describe([topic])[topic]
-    if count is None:
-        raise FreshetError(f"{topic} does not exist: create the topics with `{topics.CREATE_COMMAND}`")
-    consumer = PartitionConsumer(replace(settings.kafka, group_id=f"{settings.kafka.group_id}-reader"))
-    follower = IndexFollower(consumer, topic, count, version, make_index(settings.index, dim))
-    follower.catch_up()
-    return follower
-
-
 @contextmanager
 def open_reader(settings: Settings) -> Iterator[Reader]:
     """A reader of the live system, its index read from the changelog."""
     from freshet.reader import Reader
 
-    status = read_status(settings)
+    read_status(settings)
     store = open_store(settings)
-    follower = open_follower(settings, status["model_version"], status["dim"])
-    try:
-        yield Reader.over(store, store, follower)
-    finally:
-        follower.close()
+    with open_live_index(settings) as index:
+        yield Reader.over(store, store, index)
+
+
+def open_live_index(settings: Settings) -> LiveIndex:
+    """An index of the changelog of products, as the settings have it."""
+    kafka = settings.kafka
+    return LiveIndex(kafka.bootstrap, topics=settings.topics, kafka=kafka, index=settings.index)
 
 
 def open_producer(settings: Settings) -> Producer:
@@ -204,16 +194,22 @@ def run_verify(
         events = verify.rebuild(
             logs, consumer, inputs, kinds, Placement(counts), settings.decode, graph, bars.update
         )
-        follower = open_follower(settings, bundle.model_version, bundle.config.dim)
-        try:
-            ids = follower.index.ids()
-            vectors, _ = follower.index.get(ids)
-        finally:
-            follower.close()
-        users, products = verify.compare(bundle, graph, store, (ids, vectors), bars.update)
+        followed = _followed_products(settings, bundle)
+        users, products = verify.compare(bundle, graph, store, followed, bars.update)
         return verify.Report(bundle.model_version, events, users, products)
     finally:
         consumer.close()
+
+
+def _followed_products(settings: Settings, bundle: Bundle) -> tuple[list[str], F32]:
+    """What the changelog says of products in the bundle's version: ids [n], vectors [n, dim]."""
+    follower = follow_products(settings.kafka, settings.topics, settings.index, bundle.model_version)
+    follower.close()
+    index = follower.indexes.of(bundle.model_version)
+    if index is None:
+        return [], np.empty((0, bundle.config.dim), np.float32)
+    ids = index.ids()
+    return ids, index.get(ids)[0]
 
 
 def history_logs(

@@ -29,7 +29,7 @@ from freshet.stream.records import Outgoing
 from freshet.stream.replay import Pace, replay
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import Report
-from freshet.stream.wiring import open_follower, open_store, run_verify
+from freshet.stream.wiring import open_live_index, open_store, run_verify
 from tests.integration.apache_kafka import ApacheKafka
 from tests.random_bundle import random_bundle
 
@@ -223,9 +223,8 @@ def test_verify_names_what_is_wrong(system: LocalSystem, bundle: Path) -> None:
     poke(system, f"freshet:{version}:user:u3", damaged)
     poke(system, f"freshet:{version}:user:u5", None)
     topic = system.settings.topics.embeddings_products
-    follower = open_follower(system.settings, version, value.vector.shape[0])
-    vector = follower.index.get(["p7"])[0][0]
-    follower.close()
+    with open_live_index(system.settings) as live:
+        vector = live.pair()[0].get(["p7"])[0][0]
     forged = raw[:place] + (-vector).astype("<f4").tobytes() + raw[place + wrong.nbytes :]
     later = forged.replace(value.seq.text().encode(), value.seq._replace(step=10**9).text().encode())
     producer = RecordProducer(system.settings.kafka)
@@ -309,9 +308,9 @@ def test_a_forgotten_user_and_a_withdrawn_product_are_gone(system: LocalSystem, 
     report = verified(system)
     assert report.passed, report
     assert report.users.compared == 7
-    follower = open_follower(system.settings, version, 16)
-    assert "p4" not in follower.index.ids()
-    follower.close()
+    with open_live_index(system.settings) as live:
+        ids = live.pair()[0].ids()
+        assert ids and "p4" not in ids
 
 
 def test_a_user_forgotten_while_no_worker_ran_is_gone_afterwards(system: LocalSystem, bundle: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from freshet.store.index import MemoryItemIndex
-from freshet.stream.follower import IndexFollower
+from freshet.store.index import ItemIndex, MemoryItemIndex
+from freshet.stream.follower import IndexFollower, ProductIndexes
 from freshet.stream.records import Record
 from tests.simulation.broker_twin import Broker
 from tests.simulation.shop import BUNDLE, DIM, TOPICS
@@ -18,7 +18,12 @@ class Follower(IndexFollower):
     def __init__(self, broker: Broker, partitions: int) -> None:
         self.broker = broker
         self._at: dict[tuple[str, int], int] = {}
-        super().__init__(self, TOPICS.embeddings_products, partitions, BUNDLE.model_version, MemoryItemIndex(DIM))  # type: ignore[arg-type]
+        super().__init__(self, TOPICS.embeddings_products, partitions, ProductIndexes(MemoryItemIndex))  # type: ignore[arg-type]
+
+    @property
+    def index(self) -> ItemIndex:
+        """What it holds of the one version there is."""
+        return self.indexes.of(BUNDLE.model_version) or MemoryItemIndex(DIM)
 
     def watermarks(self, places: Any) -> dict[tuple[str, int], tuple[int, int]]:
         """As of a consumer."""

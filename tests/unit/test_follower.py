@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from freshet.store.index import MemoryItemIndex
 from freshet.store.value import SEQ_HEADER, Seq, encode_value
-from freshet.stream.follower import IndexFollower
+from freshet.stream.follower import IndexFollower, ProductIndexes
 from freshet.stream.records import Record
 
 
@@ -38,17 +39,31 @@ class Scripted:
     def close(self) -> None: ...
 
 
+Log = list[tuple[str, bytes | Seq | None]]
+
+
 def value(x: float, step: int, model: str = "m", fence: int = 1) -> bytes:
     vector = np.array([x, 1.0], dtype="<f4")
     return encode_value(vector.tobytes(), 2, model, Seq(fence, step), -1, 0, None, [])
 
 
-def followed(log: list[tuple[str, bytes | Seq | None]]) -> dict[str, float]:
-    index = MemoryItemIndex(2)
-    follower = IndexFollower(Scripted(log), "t", 1, "m", index)  # type: ignore[arg-type]
+def follow(log: Log, served: str = "") -> ProductIndexes:
+    follower = IndexFollower(Scripted(log), "t", 1, ProductIndexes(MemoryItemIndex))  # type: ignore[arg-type]
+    follower.served = served
     follower.catch_up()
+    return follower.indexes
+
+
+def held(indexes: ProductIndexes, version: str = "m") -> dict[str, float] | None:
+    index = indexes.of(version)
+    if index is None:
+        return None
     vectors, _ = index.get(index.ids())
     return dict(zip(index.ids(), vectors[:, 0].tolist(), strict=True))
+
+
+def followed(log: Log) -> dict[str, float] | None:
+    return held(follow(log))
 
 
 def test_the_newest_value_of_each_product_counts() -> None:
@@ -71,5 +86,42 @@ def test_a_replaced_worker_takes_no_product_out_and_brings_none_back() -> None:
     assert followed([("a", Seq(2, 1)), ("a", value(1, 2, fence=2))]) == {"a": 1.0}
 
 
-def test_another_version_is_passed_over() -> None:
-    assert followed([("a", value(1, 1)), ("a", value(9, 9, model="other"))]) == {"a": 1.0}
+def test_versions_are_held_apart_and_a_withdrawn_product_leaves_all() -> None:
+    log: Log = [("a", value(1, 1)), ("b", value(2, 2)), ("a", value(9, 9, model="other", fence=2))]
+    indexes = follow(log)
+    assert (held(indexes), held(indexes, "other")) == ({"a": 1.0, "b": 2.0}, {"a": 9.0})
+    indexes = follow([*log, ("a", Seq(2, 10))])
+    assert (held(indexes), held(indexes, "other")) == ({"b": 2.0}, {})
+    indexes = follow([("a", Seq(2, 1)), *log])  # the withdrawal is newer than what one version says, not the other
+    assert (held(indexes), held(indexes, "other")) == ({"b": 2.0}, {"a": 9.0})
+
+
+def versions(names: str) -> Log:
+    return [("a", value(i, 1, model=name, fence=i)) for i, name in enumerate(names, 1)]
+
+
+def test_three_versions_are_held_and_never_a_part_of_one() -> None:
+    indexes = follow(versions("mnop"))
+    assert [held(indexes, v) for v in "mnop"] == [None, {"a": 2.0}, {"a": 3.0}, {"a": 4.0}]
+    assert indexes.dropped("m") and not indexes.dropped("n")
+    assert indexes.newest() == "p"
+    indexes.apply([Scripted([]).record(9, "b", value(5, 2))])
+    assert held(indexes) is None
+
+
+def test_the_version_that_is_served_is_held_whatever_comes() -> None:
+    indexes = follow(versions("mnopq"), served="m")
+    assert [held(indexes, v) is None for v in "mnopq"] == [False, True, True, False, False]
+
+
+def test_the_oldest_is_the_one_that_was_written_longest_ago() -> None:
+    indexes = follow([*versions("mno"), ("b", value(1, 1, fence=9)), *versions("p")])
+    assert [held(indexes, v) is None for v in "mnop"] == [False, True, False, False]
+
+
+def test_what_cannot_be_used_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    wide = encode_value(bytes(12), 3, "m", Seq(1, 3), -1, 0, None, [])
+    log: Log = [("a", value(1, 1)), ("a", b"\x99"), ("a", wide), ("b", value(2, 2))]
+    assert followed(log) == {"a": 1.0, "b": 2.0}
+    assert [line.split(" is passed over: ")[0] for line in caplog.messages] == ["t:0:1", "t:0:2"]
+    assert "3 dimensions, others of its version 2" in caplog.messages[1]

@@ -32,10 +32,15 @@ Bought = list[tuple[str, int, int, float]]
 
 @dataclass
 class Followed:
-    """An index that knows its version, as an IndexFollower does."""
+    """An index that knows its version, as a LiveIndex does."""
 
     index: ItemIndex
     model_version: str
+
+    def pair(self, served: str) -> tuple[ItemIndex, str]:
+        return self.index, self.model_version
+
+    def reread(self, served: str) -> None: ...
 
 
 class Shop:
