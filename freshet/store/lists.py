@@ -6,7 +6,9 @@ times in which entries arrive do not matter.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from freshet.store.dirty import DirtySet
 
 ROWS_MIN = 1024
 """Rows (and neighbour nodes) allocated at first; both grow by doubling."""
+SMALL_PAGES_FROM = 4 * 2**20
+"""Bytes of an array from which on NumPy would ask for huge pages."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class NeighborLists:
             if slots > 2**31 - 1:
                 raise MemoryError(f"{rows} rows of {self.capacity} entries pass 2^31 slots of one relation")
             for name in ("nbr", "time", "key", "value", "flag", "nxt", "prv"):
-                setattr(self, name, _resized(getattr(self, name), slots))
+                setattr(self, name, resized(getattr(self, name), slots))
         self.first = grown(self.first, nodes, -1)
 
     def merge(self, rows: I32, nbrs: I32, times: I64, keys: U64, values: F32, flags: NDArray[np.uint8]) -> Bool:
@@ -142,7 +146,17 @@ def empty_block(n: int, k: int) -> Block:
     return Block(np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.float32))
 
 
-def _resized(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]
-    out = np.zeros(size, dtype=array.dtype)
+def resized(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]
+    """`array` [n] in the first places of a new one [size], zeros in the others."""
+    out = _zeros(size, array.dtype)
     out[: array.shape[0]] = array
     return out
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros in pages of the usual size. NumPy asks for huge ones, of which the first touch of a row fetches two
+    megabytes: a large shop's lists are filled row by row, all over the place (`docs/decisions/state.md`)."""
+    if size * dtype.itemsize < SMALL_PAGES_FROM:
+        return np.zeros(size, dtype=dtype)
+    pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype=dtype)

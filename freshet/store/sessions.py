@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from freshet.store import kernels
 from freshet.store.columns import F32, I32, I64, U64
 from freshet.store.dirty import DirtySet
-from freshet.store.lists import _resized, grown
+from freshet.store.lists import grown, resized
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class SessionLists:
             if slots * self.items > 2**31 - 1:
                 raise MemoryError(f"{users} users pass 2^31 session items")
             for name in ("session", "time", "key", "device", "duration_s", "item_count"):
-                setattr(self, name, _resized(getattr(self, name), slots))
+                setattr(self, name, resized(getattr(self, name), slots))
             for name in ("nbr", "position", "click", "nxt", "prv"):
-                setattr(self, name, _resized(getattr(self, name), slots * self.items))
+                setattr(self, name, resized(getattr(self, name), slots * self.items))
         self.first = grown(self.first, products, -1)
 
     def merge(

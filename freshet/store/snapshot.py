@@ -51,7 +51,7 @@ LOAD_ORDER = (
 """Every section, in the order in which a snapshot is best read: names, then what is forgotten, then the rest."""
 
 NAMES = LOAD_ORDER[:3]
-LISTS = {"purchased": 0, "purchased_by": 0, "co_purchased": 0, "viewed": 1, "viewed_by": 1, "sessions": 1}
+LISTS = {"purchased": 0, "co_purchased": 0, "viewed": 1, "sessions": 1, "purchased_by": 1, "viewed_by": 1}
 """Sections of lists, and the lane in which they are merged: about the same work in each."""
 ROWS_AT_A_TIME = 16_384
 """Rows looked at for one part, at most; what a part costs is bounded by its entries and by this."""
