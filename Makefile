@@ -31,7 +31,8 @@ help: ## list the targets
 demo: $(DEMO) ## set up, then run the whole path on real data (ARGS=--keep leaves it running)
 	$(BIN)/freshet demo $(ARGS)
 
-test: $(TEST) system ## set up, then run every test (PYTEST_ARGS=... chooses)
+test: ## set up, then run every test (PYTEST_ARGS=... chooses)
+	@tools/system-packages & packages=$$!; $(MAKE) --no-print-directory $(TEST); set_up=$$?; wait $$packages; exit $$set_up
 	tools/run-tests $(BIN)/python $(PYTEST_ARGS)
 
 check: $(TEST) ## the tests that need nothing but Python: before every commit
