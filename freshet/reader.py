@@ -94,6 +94,11 @@ class Recommendations:
 class HeldIndex(Protocol):
     """Where a reader has its index from; a LiveIndex is one."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether it has another version by itself, when that is served."""
+        ...
+
     def pair(self, served: str) -> tuple[ItemIndex, str]:
         """The index and its version; `served` is the version of the users that readers are served."""
         ...
@@ -105,6 +110,8 @@ class HeldIndex(Protocol):
 
 class IndexFolder:
     """The index in a snapshot folder. `reread` takes a snapshot of another version that was put there."""
+
+    moves = False
 
     def __init__(self, path: Path) -> None:
         from freshet.store.faiss_index import open_index
@@ -126,6 +133,8 @@ class IndexFolder:
 
 class BareIndex:
     """An ItemIndex. Without a version of its own it is taken to hold the one that is served at first use."""
+
+    moves = False
 
     def __init__(self, index: ItemIndex, model_version: str | None) -> None:
         self._index, self._version = index, model_version
@@ -242,12 +251,14 @@ class Reader:
         )  # fmt: skip
 
     def similar(self, product_id: str, k: int = 10) -> list[tuple[str, float]]:
-        """The k products most like this one, itself left out, as (product, cosine). Does not read Redis.
+        """The k products most like this one, itself left out, as (product, cosine).
+
+        Reads Redis for the version that is served where the index is a LiveIndex, and else not at all.
 
         Likeness leaves out the last coordinate, which holds popularity (`docs/contracts.md`).
         Raises UnknownProduct, and FreshetError for k below 1.
         """
-        index, _ = self._held.pair("")
+        index, _ = self._agreed() if self._held.moves else self._held.pair("")
         vector, present = index.get([product_id])
         if not present[0]:
             raise UnknownProduct(
@@ -337,12 +348,13 @@ class Reader:
 
     def _weights(self, version: str) -> RankerWeights:
         """The ranker of a version, which never changes; the default one where no worker has written any."""
-        if self._ranker is None or self._ranker[0] != version:
+        kept = self._ranker  # another thread may put another version's there meanwhile
+        if kept is None or kept[0] != version:
             blob = self._serving.get_blob(f"{version}:ranker")
             if blob is None:
                 return RankerWeights()
-            self._ranker = version, load_weights(blob)
-        return self._ranker[1]
+            self._ranker = kept = version, load_weights(blob)
+        return kept[1]
 
 
 def _seen(value: EmbeddingValue) -> frozenset[str]:

@@ -7,6 +7,7 @@ times in which entries arrive do not matter.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,4 +160,6 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     if size * dtype.itemsize < SMALL_PAGES_FROM:
         return np.zeros(size, dtype=dtype)
     pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that knows of no huge pages refuses
+        pages.madvise(mmap.MADV_NOHUGEPAGE)  # its setting may be `always`
     return np.frombuffer(pages, dtype=dtype)

@@ -25,6 +25,8 @@ SEQ_PLACE = 7
 
 SEQ_HEADER = "freshet-seq"
 """Header of an empty value in the changelog of products that holds its `seq`."""
+MODEL_HEADER = "freshet-model"
+"""Header of such a value that holds the model version of who wrote it."""
 
 _SEQ = re.compile(rf"([0-9]{{{SEQ_DIGITS}}})\.([0-9]{{{SEQ_DIGITS}}})")
 _SEQ_BYTES = re.compile(_SEQ.pattern.encode())

@@ -6,6 +6,7 @@ Any number of readers follow the topic, each into indexes of its own; none of th
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from freshet.store.columns import F32
 from freshet.store.index import ItemIndex
-from freshet.store.value import SEQ_HEADER, ValueCorrupt, decode_value
+from freshet.store.value import MODEL_HEADER, SEQ_HEADER, Seq, ValueCorrupt, decode_value
 from freshet.stream.kafka_consumer import PartitionConsumer
+from freshet.stream.kafka_errors import KafkaUnavailable
 from freshet.stream.records import Record
 
 logger = logging.getLogger("freshet.follower")
@@ -39,7 +41,8 @@ class ProductIndexes:
     """An index for each model version that the changelog tells of; `make_index` gives an empty one for vectors [dim].
 
     Of two records of one product the one with the greater `seq` counts, so a replaced worker that still writes
-    changes nothing. A withdrawal is of no version: it takes the product out of all.
+    changes nothing. A withdrawal takes the product out of all versions, as whoever wrote one of them may be gone; it
+    keeps older records of its own version alone from bringing it back.
     """
 
     def __init__(self, make_index: Callable[[int], ItemIndex]) -> None:
@@ -48,8 +51,9 @@ class ProductIndexes:
         self._dropped: set[str] = set()
         """What comes of these is passed over: it would be a part of an index."""
         self._turn = 0
-        self._withdrawn: dict[str, str] = {}
-        """It stays, so that an older record that comes late does not bring the product back."""
+        self._withdrawn: dict[str | None, dict[str, str]] = {None: {}}
+        """Products by the version whose worker withdrew them; None where it did not say. They stay, so that an older
+        record that comes late does not bring a product back."""
 
     def newest(self) -> str:
         """The version that was written last; empty where none has been."""
@@ -90,10 +94,16 @@ class ProductIndexes:
             self._dropped.add(oldest)
 
     def _withdraw(self, name: str, record: Record, moved: dict[str, dict[str, F32 | None]]) -> None:
-        said = next((v.decode() for h, v in record.headers if h == SEQ_HEADER and v is not None), None)
-        former = self._withdrawn.get(name, "")
-        seq = max([former, *(held.seq.get(name, "") for held in self._held.values())]) if said is None else said
-        self._withdrawn[name] = max(former, seq)
+        headers = {h: v for h, v in record.headers if v is not None}
+        try:
+            said = Seq.parse(headers[SEQ_HEADER].decode()).text() if SEQ_HEADER in headers else None
+            of = headers[MODEL_HEADER].decode() if MODEL_HEADER in headers else None
+        except (ValueCorrupt, UnicodeDecodeError) as e:
+            self._pass_over(record, str(e))
+            return
+        seq = said or max(["", *(held.seq.get(name, "") for held in self._held.values())])
+        guard = self._withdrawn.setdefault(of, {})
+        guard[name] = max(guard.get(name, ""), seq)
         for version, held in self._held.items():
             if seq >= held.seq.get(name, ""):
                 moved.setdefault(version, {})[name] = None
@@ -109,11 +119,14 @@ class ProductIndexes:
         held = self._held.get(value.model)
         if held is None:
             held = self._held[value.model] = _Version(self._make_index(len(value.vector)), len(value.vector))
+            self._turn += 1
+            held.turn = self._turn
         if len(value.vector) != held.dim:
             self._pass_over(record, f"its vector has {len(value.vector)} dimensions, others of its version {held.dim}")
             return
         seq = value.seq.text()
-        if seq >= max(held.seq.get(name, ""), self._withdrawn.get(name, "")):
+        guards = (self._withdrawn.get(of, {}).get(name, "") for of in (value.model, None))
+        if seq >= max(held.seq.get(name, ""), *guards):
             held.seq[name] = seq
             moved.setdefault(value.model, {})[name] = value.vector
 
@@ -123,15 +136,28 @@ class ProductIndexes:
 
 
 class IndexFollower:
-    """Reads the changelog into `indexes`. `catch_up` first, then `poll`; for one thread."""
+    """Reads the changelog into `indexes`. `catch_up` first, then `poll`; for one thread.
 
-    def __init__(self, consumer: PartitionConsumer, topic: str, partitions: int, indexes: ProductIndexes) -> None:
+    `served` is a version whose index is held whatever comes. Where nothing comes for `patience_s` though there is
+    more, `catch_up` and `follow` raise KafkaUnavailable; they end when `should_stop` says so.
+    """
+
+    def __init__(
+        self, consumer: PartitionConsumer, topic: str, partitions: int, indexes: ProductIndexes, served: str = "",
+        patience_s: float = 30.0, monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.indexes = indexes
-        self.served = ""
-        """A version whose index is held whatever comes."""
+        self.served = served
+        self.should_stop: Callable[[], bool] = lambda: False
         self._consumer = consumer
         self._places = [(topic, p) for p in range(partitions)]
+        self._patience_s, self._monotonic = patience_s, monotonic
         self._positions: dict[tuple[str, int], int] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing may come just now."""
+        return self._consumer.trouble
 
     def catch_up(self) -> None:
         """Read the topic from its start to where it ends now."""
@@ -156,8 +182,15 @@ class IndexFollower:
         self._consumer.close()
 
     def _follow_to(self, goal: dict[tuple[str, int], int]) -> None:
-        while any(self._positions[tp] < high for tp, high in goal.items()):
-            self.poll(0.1)
+        heard = self._monotonic()
+        while any(self._positions[tp] < high for tp, high in goal.items()) and not self.should_stop():
+            if self.poll(0.1):
+                heard = self._monotonic()
+            elif self._monotonic() - heard > self._patience_s:
+                raise KafkaUnavailable(
+                    self._consumer.settings.bootstrap,
+                    f"nothing of {self._places[0][0]} came within {self._patience_s:g} s, though there is more",
+                )
 
     def _apply(self, records: Sequence[Record]) -> None:
         for record in records:

@@ -90,6 +90,11 @@ class PartitionConsumer:
         """Connection errors so far; they pass by themselves."""
         return self._weather.errors
 
+    @property
+    def trouble(self) -> str | None:
+        """What was heard last of a connection that is not well again; None while all is well."""
+        return self._weather.last if self._weather.disturbed else None
+
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         """Read these partitions, each from its offset, and nothing else; replaces what was assigned before.
 

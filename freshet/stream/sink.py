@@ -23,7 +23,7 @@ from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
 from freshet.store.packed import PackedNames
 from freshet.store.recent import bought, recent
-from freshet.store.value import SEQ_HEADER, Seq, encode_packed, encode_value
+from freshet.store.value import MODEL_HEADER, SEQ_HEADER, Seq, encode_packed, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.ownership import Ownership
 from freshet.stream.product_states import state_records
@@ -286,7 +286,8 @@ class Sink:
         names = [name or "" for name in self.graph.products.names(products)]
         self.index.remove(names)
         if self.changelog is not None:
-            headers = ((SEQ_HEADER, Seq(self.fence, self.next_step()).text().encode()),)
+            seq = Seq(self.fence, self.next_step()).text()
+            headers = ((SEQ_HEADER, seq.encode()), (MODEL_HEADER, self.model_version.encode()))
             for name in names:
                 self.changelog.send(Outgoing(self.changelog_topic, name.encode(), None, headers))
 

@@ -100,8 +100,7 @@ def test_a_broker_that_comes_back_empty_does_not_empty_the_index() -> None:
         live.reread("v1")
         assert sorted(live.pair("v1")[0].ids()) == ["p0", "p1", "p2"]
     with EmbeddedBroker(port):
-        soon(lambda: live.error is not None)
-        assert live.error is not None and "freshet topics create" in live.error
+        soon(lambda: "freshet topics create" in (live.error or ""))
         create(TopicAdmin(settings), topics)
         changelog = Changelog(settings.bootstrap, topics)
         changelog.write("v1", 0, 1)

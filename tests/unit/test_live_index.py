@@ -30,7 +30,7 @@ class Broker(Scripted):
         self.followed: list[str] = []
         self.failures: list[Exception] = []
         self.open = 0
-        self.let = threading.Event()
+        self.let, self.held_up = threading.Event(), False
         self.let.set()
 
     def follow(self, served: str) -> IndexFollower:
@@ -38,12 +38,12 @@ class Broker(Scripted):
             raise self.failures[0]
         self.followed.append(served)
         self.open += 1
-        follower = IndexFollower(self, "t", 1, ProductIndexes(MemoryItemIndex))  # type: ignore[arg-type]
-        follower.served = served
+        follower = IndexFollower(self, "t", 1, ProductIndexes(MemoryItemIndex), served)  # type: ignore[arg-type]
         follower.catch_up()
         return follower
 
     def poll(self, records_max: int, timeout_s: float) -> list[Record]:
+        self.held_up = not self.let.is_set()
         self.let.wait(WAIT_S)
         if self.failures:
             raise self.failures[0]
@@ -78,7 +78,7 @@ def soon(said: Callable[[], bool]) -> None:
 
 
 def products(index: LiveIndex, version: str = "m") -> dict[str, float] | None:
-    return held(index._indexes, version)
+    return held(index._current, version)
 
 
 def test_what_comes_is_found_without_being_asked_for(live: Callable[..., LiveIndex]) -> None:
@@ -112,6 +112,7 @@ def test_a_version_is_served_once_all_of_it_has_been_read(live: Callable[..., Li
     index.reread("m")
     assert index.pair("m")[1] == "m"
     broker.let.clear()
+    soon(lambda: broker.held_up)
     broker.log += [(f"p{i}", value(i, i, model="n")) for i in range(50)]
     asking = threading.Thread(target=index.reread, args=("n",))
     asking.start()
@@ -166,6 +167,79 @@ def test_while_it_cannot_follow_it_serves_what_it_holds_and_says_so(
     soon(lambda: index.error is None)
     assert [r.levelname for r in caplog.records if "not followed" in r.message] == ["WARNING"]
     assert index.pair("m")[1] == "m"
+    assert len(broker.followed) == (1 if isinstance(error, KafkaUnavailable) else 2)
+
+
+def test_what_its_client_hears_is_told_without_an_error(live: Callable[..., LiveIndex]) -> None:
+    broker = Broker([("a", value(1, 1))])
+    index = live(broker)
+    broker.trouble = "1/1 brokers are down"
+    soon(lambda: index.error == "1/1 brokers are down")
+    broker.trouble = None
+    soon(lambda: index.error is None)
+    assert broker.followed == [""]
+
+
+@pytest.mark.parametrize("failures", [[], [KafkaUnavailable("b:1", "down")]])
+def test_who_waits_when_it_is_closed_waits_no_longer_and_agrees_on_nothing(
+    live: Callable[..., LiveIndex], failures: list[Exception]
+) -> None:
+    broker = Broker([("a", value(1, 1))])
+    index = live(broker)
+    broker.let.clear()
+    soon(lambda: broker.held_up)
+    began = time.monotonic()
+    asking = threading.Thread(target=index.reread, args=("m",))
+    asking.start()
+    soon(lambda: bool(index._asked))
+    closing = threading.Thread(target=index.close)
+    closing.start()
+    soon(index._stop.is_set)
+    broker.failures += failures
+    broker.let.set()
+    closing.join()
+    asking.join()
+    index.reread("m")
+    assert time.monotonic() - began < live_index.AGREE_S_MAX
+    assert index.pair("m")[1] == "" and products(index) == {"a": 1.0}
+
+
+def test_likeness_goes_with_the_version_too_and_shows_no_part(live: Callable[..., LiveIndex]) -> None:
+    broker, serving = Broker([("a", value(1, 1)), ("b", value(2, 1))]), MemoryServingState()
+    serving.set_current("m")
+    reader = Reader.over(MemoryEmbeddingStore(), serving, live(broker))
+    broker.log.append(("a", value(1, 1, model="n", fence=2)))
+    assert [name for name, _ in reader.similar("a")] == ["b"]
+    broker.log.append(("c", value(1, 1, model="n", fence=2)))
+    serving.set_current("n")
+    assert [name for name, _ in reader.similar("a")] == ["c"]
+
+
+def test_a_topic_made_anew_with_another_version_is_served_when_that_is(live: Callable[..., LiveIndex]) -> None:
+    broker = Broker([("a", value(1, 1)), ("b", value(2, 1))])
+    index = live(broker)
+    index.reread("m")
+    broker.failures.append(OffsetGap("t", 0, 2, 0, 0))
+    soon(lambda: index.error is not None)
+    broker.log = [("a", value(7, 1, model="n"))]
+    broker.failures.clear()
+    soon(lambda: index.error is None)
+    assert products(index) == {"a": 1.0, "b": 2.0}
+    index.reread("n")
+    found, version = index.pair("n")
+    assert (version, found.ids()) == ("n", ["a"])
+
+
+def test_a_version_that_was_dropped_is_not_agreed_on_any_more(live: Callable[..., LiveIndex]) -> None:
+    broker = Broker(versions("m"))
+    index = live(broker)
+    index.reread("m")
+    broker.log += versions(" n")[1:]
+    index.reread("n")
+    assert index.pair("m")[1] == "m"
+    broker.log += versions("  op")[2:]
+    soon(lambda: index.pair("m")[1] == "n")
+    assert index.pair("n")[1] == "n"
 
 
 def test_a_topic_made_anew_is_served_when_it_holds_as_much_or_its_time_is_over(

@@ -36,6 +36,7 @@ class Followed:
 
     index: ItemIndex
     model_version: str
+    moves: bool = False
 
     def pair(self, served: str) -> tuple[ItemIndex, str]:
         return self.index, self.model_version

@@ -14,7 +14,7 @@ from freshet.store.graph import GraphStore
 from freshet.store.index import MemoryItemIndex
 from freshet.store.lists import Gather
 from freshet.store.memory_store import MemoryEmbeddingStore
-from freshet.store.value import decode_value
+from freshet.store.value import Seq, decode_value
 from freshet.stream.codec import encode, encode_record_key
 from freshet.stream.events import Event, Kind, Line, Product, Profile, Purchase, View
 from freshet.stream.ownership import Ownership
@@ -299,6 +299,10 @@ def test_changelogs_carry_what_readers_can_see(clock: Clock) -> None:
     by_topic = {t: [(r.key, r.value) for r in sent.records if r.topic == t] for t in ("products", "users")}
     assert [key for key, _ in by_topic["products"]] == [b"p1", b"p1"]
     assert by_topic["products"][1][1] is None
+    value, withdrawal = (r for r in sent.records if r.topic == "products")
+    headers = {h: v.decode() for h, v in withdrawal.headers if v is not None}
+    assert headers["freshet-model"] == decode_value(value.value or b"").model
+    assert Seq.parse(headers["freshet-seq"]) > decode_value(value.value or b"").seq
     assert [key for key, _ in by_topic["users"]] == [b"u1", b"u1"]
     assert by_topic["users"][1][1] is None
     assert decode_value(by_topic["users"][0][1] or b"").recent == [("p1", "view", NOW)]
