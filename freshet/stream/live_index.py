@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from freshet.errors import FreshetError
@@ -72,6 +71,7 @@ class LiveIndex:
     Raises UnknownTopic where the topic does not exist, and KafkaUnavailable where no broker answers at `bootstrap`.
     """
 
+    moves = True
     _nothing = MemoryItemIndex(1)
 
     def __init__(
@@ -96,8 +96,7 @@ class LiveIndex:
         self.error: str | None = None
         self._follow, self._monotonic = follow, monotonic
         self._stop = threading.Event()
-        self._served = ""
-        self._follower = self._started()
+        self._follower = self._started("")
         self._current = self._follower.indexes
         self._agreed: dict[str, ItemIndex] = {}
         """Complete ones that go on being followed, the one agreed on last at the end; replaced, never changed."""
@@ -108,11 +107,6 @@ class LiveIndex:
         """Whether it makes no sense to ask: the last attempt failed, or there will be none."""
         self._thread = threading.Thread(target=self._run, name="freshet-live-index", daemon=True)
         self._thread.start()
-
-    @property
-    def moves(self) -> bool:
-        """See HeldIndex."""
-        return True
 
     def pair(self, served: str = "") -> tuple[ItemIndex, str]:
         """The index of a version, or of the one that was agreed on last where this one has not been; see HeldIndex.
@@ -144,9 +138,7 @@ class LiveIndex:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     # --- its thread -----------------------------------------------------------------------------
@@ -193,7 +185,7 @@ class LiveIndex:
             return
         try:
             for version in dict.fromkeys(version for version, _ in asked):
-                self._served = self._follower.served = version
+                self._follower.served = version
                 self._follower.follow()
                 if self._follower.indexes.dropped(version):
                     self._follow_again()
@@ -209,16 +201,16 @@ class LiveIndex:
         if index is None:
             return
         kept = {v: i for v, i in self._agreed.items() if v != version and new.of(v) is i}
-        self._agreed, self._current = {**kept, version: index}, new
+        self._agreed = {**kept, version: index}
 
-    def _started(self) -> IndexFollower:
-        follower = self._follow(self._served)
+    def _started(self, served: str) -> IndexFollower:
+        follower = self._follow(served)
         follower.should_stop = self._stop.is_set
         return follower
 
     def _follow_again(self) -> None:
         """Read all of the topic into new indexes."""
-        former, self._follower = self._follower, self._started()
+        former, self._follower = self._follower, self._started(self._follower.served)
         if former.indexes is self._current:
             self._refilled_at = self._monotonic() + REFILL_S_MAX
         former.close()

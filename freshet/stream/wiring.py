@@ -109,7 +109,7 @@ def open_reader(settings: Settings) -> Iterator[Reader]:
     """A reader of the live system, its index read from the changelog."""
     from freshet.reader import Reader
 
-    read_status(settings)
+    read_status(settings)  # says what to start where nothing is served yet
     store = open_store(settings)
     with open_live_index(settings) as index:
         yield Reader.over(store, store, index)
