@@ -174,11 +174,11 @@ MUTANTS = (
         "        if (until != NEVER_MS).any():", "        if False:",
     ),
     Mutant(
-        "a list keeps what arrived last, not what happened last", "freshet/store/kernels.py",
+        "a list keeps what arrived last, not what happened last", "freshet/store/list_kernels.py",
         "            if time[s] < t or (time[s] == t and key[s] < k):", "            if key[s] != k:",
     ),
     Mutant(
-        "an event that is applied twice is there twice", "freshet/store/kernels.py",
+        "an event that is applied twice is there twice", "freshet/store/list_kernels.py",
         "            if time[s] == t and key[s] == k:\n                same = s\n                break\n            pos -= 1",
         "            if time[s] == t and key[s] == k:\n                break\n            pos -= 1",
     ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store import kernels
+from freshet.store import kernels, list_kernels
 from freshet.store.columns import F32, I32, I64, U64, Bool
 from freshet.store.dirty import DirtySet
 
@@ -98,7 +98,7 @@ class NeighborLists:
         """Merge n entries; returns [n] bool, true where the entry changed its row."""
         changed = np.empty(rows.shape[0], dtype=np.bool_)
         if rows.shape[0]:
-            kernels.merge_entries(
+            list_kernels.merge_entries(
                 rows, nbrs, times, keys, values, flags, self.capacity, self.head, self.length, self.nbr,
                 self.time, self.key, self.value, self.flag, self.nxt, self.prv, self.first, changed,
             )  # fmt: skip
@@ -116,14 +116,14 @@ class NeighborLists:
 
     def mark_listers(self, nodes: I32, dirty: DirtySet) -> None:
         """Mark every row that lists one of `nodes`."""
-        dirty.tail = kernels.mark_listers(
+        dirty.tail = list_kernels.mark_listers(
             nodes, self.capacity, self.nxt, self.first, dirty.member, dirty.queue, dirty.tail
         )
 
     def drop_until(self, row: int, until_ms: int) -> int:
         """Drop the entries of `row` that are not newer than `until_ms`; returns how many."""
         return int(
-            kernels.drop_until(
+            list_kernels.drop_until(
                 row, until_ms, self.capacity, self.head, self.length, self.time, self.nbr, self.nxt, self.prv,
                 self.first,
             )
@@ -131,8 +131,8 @@ class NeighborLists:
 
     def anonymise(self, node: int, until_ms: int) -> I32:
         """Take `node` out of the entries not newer than `until_ms`; returns the rows changed (unique)."""
-        out = np.empty(kernels.thread_length(node, self.nxt, self.first), dtype=np.int32)
-        count = kernels.anonymise(
+        out = np.empty(list_kernels.thread_length(node, self.nxt, self.first), dtype=np.int32)
+        count = list_kernels.anonymise(
             node, until_ms, self.capacity, self.time, self.flag, self.nbr, self.nxt, self.prv, self.first, out
         )
         return np.unique(out[:count])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
-from freshet.store import kernels
+from freshet.store import kernels, list_kernels
 from freshet.store.attributes import KEY_MAX, NEVER_MS
 from freshet.store.columns import F32, I32, I64, U64, Bool, ProductAttributes, UserAttributes
 from freshet.store.graph import USER_LISTS, GraphLimits, GraphStore, Touched
@@ -77,7 +77,7 @@ def entries_of(lists: NeighborLists, rows: I32) -> Entries:
         np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.uint64),
         np.empty(n, np.float32), np.empty(n, np.uint8),
     )  # fmt: skip
-    kernels.copy_entries(
+    list_kernels.copy_entries(
         rows, lists.capacity, lists.head, lists.length, lists.nbr, lists.time, lists.key, lists.value, lists.flag,
         out.row, out.nbr, out.time, out.key, out.value, out.flag,
     )  # fmt: skip

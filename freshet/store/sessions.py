@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.store import kernels
+from freshet.store import list_kernels, session_kernels
 from freshet.store.columns import F32, I32, I64, U64
 from freshet.store.dirty import DirtySet
 from freshet.store.lists import grown, resized
@@ -72,7 +72,7 @@ class SessionLists:
         """Merge m sessions; returns [m] bool, true where the user's list changed."""
         changed = np.empty(users.shape[0], dtype=np.bool_)
         if users.shape[0]:
-            kernels.merge_sessions(
+            session_kernels.merge_sessions(
                 users, session, times, keys, device, duration_s, item_start, product, position, click,
                 self.capacity, self.items, self.order, self.length, self.session, self.time, self.key,
                 self.device, self.duration_s, self.item_count, self.nbr, self.position, self.click, self.nxt,
@@ -90,7 +90,7 @@ class SessionLists:
             np.full((n, num_sessions, num_items), -1, dtype=np.int32),
             np.zeros((n, num_sessions, num_items), dtype=np.float32),
         )
-        kernels.gather_sessions(
+        session_kernels.gather_sessions(
             users, self.length, self.order, self.capacity, self.items, self.device, self.duration_s,
             self.item_count, self.nbr, self.click, block.count, block.device, block.duration_s, block.nbr,
             block.weight,
@@ -99,14 +99,14 @@ class SessionLists:
 
     def mark_listers(self, products: I32, dirty: DirtySet) -> None:
         """Mark every user one of whose sessions holds one of `products`."""
-        dirty.tail = kernels.mark_listers(
+        dirty.tail = list_kernels.mark_listers(
             products, self.capacity * self.items, self.nxt, self.first, dirty.member, dirty.queue, dirty.tail
         )
 
     def drop_until(self, user: int, until_ms: int) -> int:
         """Drop the user's sessions that are not newer than `until_ms`; returns how many."""
         return int(
-            kernels.drop_sessions_until(
+            session_kernels.drop_sessions_until(
                 user, until_ms, self.capacity, self.items, self.order, self.length, self.time, self.session,
                 self.item_count, self.nbr, self.nxt, self.prv, self.first,
             )

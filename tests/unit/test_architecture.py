@@ -34,8 +34,10 @@ HOME_OF_VENDOR = {
     "faiss": {"freshet/store/faiss_search.py"},
     "numba": {
         "freshet/store/kernels.py",
+        "freshet/store/list_kernels.py",
         "freshet/store/pair_kernels.py",
         "freshet/store/prefetch.py",
+        "freshet/store/session_kernels.py",
         "freshet/store/value_kernels.py",
     },
     "polars": {"freshet/stream/convert/frames.py"},
