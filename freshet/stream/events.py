@@ -2,7 +2,8 @@
 
 One frozen struct a record. `docs/contracts.md` is the same contract for people; the golden files
 under `tests/contract/golden` are the same contract for other languages. Structs refuse unknown
-fields, so that a misspelt field is an error and never silently ignored.
+fields, so that a misspelt field is an error and never silently ignored. None can be part of a circle,
+so the collector of circles need not look at them (`gc=False`): it took a seventh of reading a log.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     cancelled: bool = False
 
 
-class Purchase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Purchase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A purchase: either one product (`product_id`, `quantity`, `price`) or `items`, never both.
 
     A cancellation is the same event again (same `event_id`, `user_id`, `timestamp` and lines) with
@@ -77,7 +78,7 @@ class SessionItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     click: bool | None = None
 
 
-class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A user's session with all its items so far; a newer event of the same session replaces it."""
 
     event_id: Id
@@ -89,7 +90,7 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     items: tuple[SessionItem, ...] = ()
 
 
-class Product(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Product(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A catalogue record; the newest by `timestamp` wins whole. An empty value withdraws.
 
     Without `timestamp` the Kafka record's own timestamp counts. `withdrawn: true` says in a value
@@ -106,7 +107,7 @@ class Product(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     withdrawn: bool = False
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A user's profile; the newest by `timestamp` wins whole. An empty value forgets the user.
 
     `signup_date` is an ISO date (`2017-03-01`). `forgotten: true` says in a value what an empty

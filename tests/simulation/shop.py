@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -154,7 +155,9 @@ def rejected(records: Sequence[Record], placement: Placement) -> set[int]:
     return wrong | {i for i, r in enumerate(records) if i not in wrong and _decodes_not(r)}
 
 
+@lru_cache(2**14)
 def _decodes_not(record: Record) -> bool:
+    """Of a record alone; it is asked when it is published, and again when all is compared."""
     from freshet.stream.decode import DecodeLimits, decode
 
     return bool(decode([record], topics.kinds(TOPICS), DecodeLimits()).rejections)

@@ -62,7 +62,9 @@ class Process:
     parts: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._back = threading.Lock(), threading.Lock()  # held by whoever waits for his turn
+        self._go.acquire()
+        self._back.acquire()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._started = False
 
