@@ -286,10 +286,10 @@ def _explain(weights: Mapping[str, F32], codes: ProductCodes, vector: F32, trust
     row, place = np.nonzero(codes.token >= 0)
     if row.shape[0]:
         share = 1.0 / np.bincount(row, minlength=left.shape[0])[row]
-        words = _Sparse(row, codes.token[row, place].astype(np.int64), share.astype(np.float32),
-                        (left.shape[0], weights["product.token"].shape[0]))  # fmt: skip
+        used, column = np.unique(codes.token[row, place], return_inverse=True)  # the others get nothing
+        words = _Sparse(row, column, share.astype(np.float32), (left.shape[0], used.shape[0]))
         found = _ridge(words, torch.from_numpy(left), shrinkage).numpy()
-        weights["product.token"][:, :wide] += found
+        weights["product.token"][used, :wide] += found
         left -= (words @ torch.from_numpy(found)).numpy()
     own = left * trust[:, None]
     weights["product.id"][codes.id, :wide] = own

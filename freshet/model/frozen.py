@@ -8,6 +8,7 @@ costs one outer layer. Parity with the PyG layers is what the tests and `freshet
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -104,11 +105,12 @@ class FrozenTowers:
         users = np.arange(len(self.graph.users), dtype=np.int32)
         products = np.arange(len(self.graph.products), dtype=np.int32)
         self._reserve()
+        size = max(len(users), len(products))
         for refresh in self.refresh_features, self.refresh_inner:  # all of the former before any of the latter
             with Lanes() as lanes:
-                for start in range(0, max(len(users), len(products)), REBUILT):
+                for start in range(0, size, REBUILT):
                     some = slice(start, start + REBUILT)
-                    lanes.put(lambda r=refresh, some=some: r(users[some], products[some]))  # type: ignore[misc]
+                    lanes.put(partial(refresh, users[some], products[some]), little=size <= REBUILT)
         self.levels.move()
 
     # --- caches ---------------------------------------------------------------------------------

@@ -35,13 +35,19 @@ class Lanes:
             for pool in self._pools:
                 pool.shutdown(cancel_futures=True)
 
-    def put(self, act: Callable[[], object], lane: int | None = None) -> None:
-        """Have this done, in the next lane or after all that was put into a certain one."""
+    def put(self, act: Callable[[], object], lane: int | None = None, little: bool = False) -> None:
+        """Have this done, in the next lane or after all that was put into a certain one. What is `little` is done at
+        once where its lane has nothing to do: starting a thread would take longer."""
         if lane is None:
             self._next += 1
             lane = self._next
         place = lane % len(self._pools)
         waiting = self._waiting[place]
+        if little and all(future.done() for future in waiting):
+            while waiting:
+                waiting.popleft().result()
+            act()
+            return
         if len(waiting) >= self._waiting_max:
             waiting.popleft().result()
         waiting.append(self._pools[place].submit(act))

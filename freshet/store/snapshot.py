@@ -53,6 +53,8 @@ LOAD_ORDER = (
 NAMES = LOAD_ORDER[:3]
 LISTS = {"purchased": 0, "co_purchased": 0, "viewed": 1, "sessions": 1, "purchased_by": 1, "viewed_by": 1}
 """Sections of lists, and the lane in which they are merged: about the same work in each."""
+LITTLE = 1_000
+"""Entries of a part that is merged where it is read, not beside others."""
 ROWS_AT_A_TIME = 16_384
 """Rows looked at for one part, at most; what a part costs is bounded by its entries and by this."""
 
@@ -336,7 +338,7 @@ class _Loading:
         self.number()
         if part.section in LISTS:
             merge = self._sessions if part.section == "sessions" else self._entries
-            self.lanes.put(lambda: merge(part), LISTS[part.section])
+            self.lanes.put(lambda: merge(part), LISTS[part.section], little=len(part.content) < LITTLE)
             return
         self.lanes.join()  # what follows may change what the lists are merged by
         if part.section in ("user_attributes", "product_attributes"):

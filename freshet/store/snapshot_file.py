@@ -27,6 +27,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
@@ -46,6 +47,8 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES_MAX = 64 * 1024 * 1024
 """A manifest has about 150 bytes a member; one that is greater is none."""
 REMEDY = "an older snapshot is used, if there is one"
+LITTLE_BYTES = 64 * 1024
+"""Of a member that is checked where it is read, not beside others."""
 BLOB_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 BROKEN_ZIP = (
@@ -215,7 +218,7 @@ class SnapshotReader:
         with Lanes() as lanes:
             for member in self.manifest.members:
                 data = self._stored(member)
-                lanes.put(lambda member=member, data=data: self._check(member, data))  # type: ignore[misc]
+                lanes.put(partial(self._check, member, data), little=len(data) < LITTLE_BYTES)
         self._is_verified = True
 
     # --- the archive ----------------------------------------------------------------------------

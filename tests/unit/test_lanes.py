@@ -51,3 +51,31 @@ def test_what_fails_is_raised_at_the_end_or_by_the_next_put() -> None:
     with pytest.raises(KeyError), Lanes() as lanes:
         lanes.put(fail)
         raise KeyError
+
+
+def test_what_is_little_is_done_at_once_but_not_before_what_waits_in_its_lane() -> None:
+    here, done, go = threading.get_ident(), [], threading.Event()
+
+    def note(what: str) -> None:
+        done.append((what, threading.get_ident() == here))
+
+    with Lanes(2) as lanes:
+        lanes.put(lambda: note("alone"), 0, little=True)
+        assert done == [("alone", True)]
+        lanes.put(lambda: (go.wait(WAIT_S), note("large")), 0)
+        lanes.put(lambda: note("behind it"), 0, little=True)
+        lanes.put(lambda: note("beside it"), 1, little=True)
+        go.set()
+    assert done == [("alone", True), ("beside it", True), ("large", False), ("behind it", False)]
+
+
+def test_an_error_of_what_was_done_before_is_raised_by_what_is_little() -> None:
+    def fail() -> None:
+        raise ValueError("torn")
+
+    with pytest.raises(ValueError, match="torn"), Lanes(1) as lanes:
+        lanes.put(fail)
+        while not lanes._waiting[0][0].done():
+            pass
+        lanes.put(lambda: None, little=True)
+        raise AssertionError("it was said before")

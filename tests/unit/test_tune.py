@@ -11,13 +11,13 @@ import pytest
 
 from freshet.model import tune as tuning
 from freshet.model.config import DAY_MS
-from freshet.model.settings_file import Chosen
+from freshet.model.settings_file import Chosen, Towers
 from freshet.model.tune import SPACE, Tuned, tune
 from freshet.store.history import History
 from tests.unit.test_train import SMALL, shop
 
 SPLIT_MS = 66 * DAY_MS
-BASE = Chosen(replace(SMALL, epochs=1))
+BASE = Chosen(replace(SMALL, epochs=1), Towers(dim=16))
 
 
 @pytest.fixture(scope="module")
