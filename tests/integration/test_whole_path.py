@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +27,7 @@ from freshet.stream.replay import Pace, replay
 from freshet.stream.settings import Settings, as_environment
 from freshet.stream.verify import Report
 from freshet.stream.wiring import open_live_index, open_store, run_verify
+from tests.commands import freshet
 from tests.integration.apache_kafka import ApacheKafka
 from tests.random_bundle import random_bundle
 
@@ -191,9 +189,8 @@ def test_the_reading_commands_read_the_live_system(system: LocalSystem, bundle: 
     system.wait_quiet()
 
     def said(*words: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "freshet.stream.cli", *words, "--json"]
-        environment = {**os.environ, **as_environment(system.settings)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+        done = freshet(*words, "--json", env=as_environment(system.settings))
+        assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
     every = said("recommend", "u3", "--top", "12", "--include-seen")
