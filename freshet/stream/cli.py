@@ -51,6 +51,7 @@ EXIT_UNAVAILABLE = 3
 EXIT_FENCED = 4
 EXIT_INTERRUPTED = 130
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 """With the time, by which a fault is found again in the logs of Kafka, of Redis and of other workers."""
 
@@ -78,12 +79,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the frozen model.")]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"freshet {version('freshet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which release this is.")
+    ] = False,
+) -> None: ...
+
+
 def main() -> None:
     """Run the command line; errors a user can mend are one line, not a traceback."""
-    logging.basicConfig(level=os.environ.get("FRESHET_LOG", "WARNING").upper(), format=LOG_FORMAT)
-    logging.getLogger("faiss.loader").setLevel("WARNING")  # which of its libraries it takes is no news
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        logging.basicConfig(level=_log_level(os.environ.get("FRESHET_LOG", "WARNING")), format=LOG_FORMAT)
+        logging.getLogger("faiss.loader").setLevel("WARNING")  # which of its libraries it takes is no news
         app(standalone_mode=True)
     except FreshetError as e:
         console.print(f"[bold red]error:[/] {escape(str(e))}", highlight=False, soft_wrap=True)
@@ -98,6 +115,12 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _log_level(name: str) -> str:
+    if name.upper() not in LOG_LEVELS:
+        raise FreshetError(f"FRESHET_LOG is {name!r}: it has to be one of {', '.join(LOG_LEVELS)}")
+    return name.upper()
 
 
 def exit_code(error: FreshetError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_every_command_explains_itself(command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_it_says_which_release_it_is() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"freshet {version('freshet')}\n")
+    assert "Fresh embeddings" in run("--help").stdout
+
+
+def test_a_level_of_the_log_that_is_none_is_named_with_those_there_are() -> None:
+    done = run("--version", FRESHET_LOG="loud")
+    assert done.returncode == EXIT_USAGE
+    assert "FRESHET_LOG is 'loud'" in one_line(done) and "WARNING" in one_line(done)
+    assert run("--version", FRESHET_LOG="info").returncode == 0
 
 
 def test_a_broker_that_does_not_answer_is_named_with_the_remedy() -> None:
