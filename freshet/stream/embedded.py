@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -286,17 +285,18 @@ def run_foreground(server: EmbeddedServer, announce: Callable[[str], None]) -> i
     `announce` is called with the address once the server answers. For the main thread. Raises EmbeddedError
     as `start` does.
     """
-    asked = threading.Event()
+    asked: list[int] = []  # and no `threading.Event`, whose lock this thread may hold when the signal comes
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        asked.append(number)
 
     before: dict[int, Any] = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with server:
             announce(server.address)
-            while not asked.wait(0.2):
-                if not server.alive():
+            while not asked:
+                time.sleep(0.1)
+                if not asked and not server.alive():
                     raise EmbeddedError(f"{server.name} on {server.address} ended; it said:\n{server.last_words()}")
         return 0
     finally:

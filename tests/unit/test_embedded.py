@@ -147,6 +147,32 @@ def test_the_foreground_ends_in_order(kind: str, number: signal.Signals) -> None
     assert process.returncode == 0 and gone(pid)
 
 
+def test_a_signal_in_the_middle_of_its_waiting_ends_the_foreground() -> None:
+    """In whatever the main thread waits by, a lock may be held when the handler runs."""
+    code = """
+import os, signal, threading, time
+from freshet.stream import embedded
+
+class Stub:
+    name, address = "stub", "127.0.0.1:1"
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *error: None
+    alive = lambda self: True
+
+def struck(wait):
+    def strike(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait(*arguments)
+    return strike
+
+threading.Condition.wait = struck(threading.Condition.wait)
+time.sleep = struck(time.sleep)
+raise SystemExit(embedded.run_foreground(Stub(), print))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_foreground_says_that_its_server_ended() -> None:
     process, address, pid = python(FOREGROUND.format(kind="EmbeddedRedis"))
     os.kill(pid, signal.SIGKILL)
