@@ -18,7 +18,7 @@ import numpy as np
 from bench.report import result, table
 from freshet.reader import Reader
 from freshet.store.faiss_index import FaissFlatIndex
-from freshet.store.ranker import RankerWeights, dump_weights
+from freshet.store.ranker import Ranker, dump_ranker
 from freshet.store.redis_settings import RedisSettings
 from freshet.store.redis_store import RedisStore
 from freshet.store.value import Seq, decode_value, encode_value
@@ -45,7 +45,7 @@ def main() -> None:
         store.upsert(VERSION, users, [_value(rng, row, names) for row in _unit(rng, args.users)])
         popular = msgspec.msgpack.encode([(name, 1.0) for name in names[:200]])
         store.put_blob(f"{VERSION}:popular", Seq(1, 1), popular)
-        store.put_blob(f"{VERSION}:ranker", Seq(1, 2), dump_weights(RankerWeights()))
+        store.put_blob(f"{VERSION}:ranker", Seq(1, 2), dump_ranker(Ranker()))
         store.set_current(VERSION)
         reader = Reader.over(store, store, index, model_version=VERSION)
 

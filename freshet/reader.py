@@ -17,16 +17,7 @@ from freshet.store.columns import F32
 from freshet.store.embeddings import EmbeddingStore, ServingState
 from freshet.store.index import ItemIndex
 from freshet.store.index_snapshot import read_manifest
-from freshet.store.ranker import (
-    DAY_MS,
-    REFERENCE,
-    Pairs,
-    RankerWeights,
-    features,
-    load_weights,
-    logit,
-    probability,
-)
+from freshet.store.ranker import DAY_MS, REFERENCE, Pairs, Ranker, load_ranker, logit, probability
 from freshet.store.redis_settings import RedisSettings
 from freshet.store.value import EmbeddingValue, decode_value
 
@@ -201,7 +192,7 @@ class Reader:
         close: Callable[[], None],
     ) -> None:
         self._store, self._serving, self._held, self._clock, self._close = store, serving, held, clock, close
-        self._ranker: tuple[str, RankerWeights] | None = None
+        self._ranker: tuple[str, Ranker] | None = None
         self._listed: tuple[str, float, list[tuple[str, float]]] | None = None
 
     def embedding(self, user_id: str) -> Embedding | None:
@@ -245,7 +236,7 @@ class Reader:
         vectors, present = index.get(asked)
         names = [name for name, there in zip(asked, present.tolist(), strict=True) if there]
         return Recommendations(
-            _ranked(self._weights(version), value, names, vectors[present], reference, k, frozenset(popular)),
+            _ranked(self._ranker_of(version), value, names, vectors[present], reference, k, frozenset(popular)),
             version, "personal", True,
         )  # fmt: skip
 
@@ -343,14 +334,14 @@ class Reader:
             self._listed = version, now, listed
         return listed
 
-    def _weights(self, version: str) -> RankerWeights:
+    def _ranker_of(self, version: str) -> Ranker:
         """The ranker of a version, which never changes; the default one where no worker has written any."""
         kept = self._ranker  # another thread may put another version's there meanwhile
         if kept is None or kept[0] != version:
             blob = self._serving.get_blob(f"{version}:ranker")
             if blob is None:
-                return RankerWeights()
-            self._ranker = kept = version, load_weights(blob)
+                return Ranker()
+            self._ranker = kept = version, load_ranker(blob)
         return kept[1]
 
 
@@ -373,7 +364,7 @@ def _found(
 
 
 def _ranked(
-    weights: RankerWeights, value: EmbeddingValue, names: list[str], vectors: F32, reference: float, k: int,
+    ranker: Ranker, value: EmbeddingValue, names: list[str], vectors: F32, reference: float, k: int,
     popular: frozenset[str],
 ) -> list[tuple[str, float, str]]:  # fmt: skip
     """The k most probable of `names` [n] with `vectors` [n, dim], each with its probability and a reason."""
@@ -386,8 +377,9 @@ def _ranked(
     viewed = {product for product, kind, _ in value.recent if kind == "view"}
     was_viewed = np.array([name in viewed for name in names], dtype=np.bool_)
     score, level = vectors @ value.vector, vectors[:, -1] * value.vector[-1]
-    pairs = Pairs(score, np.full(n, reference, np.float32), level, count, days, decayed, was_viewed)
-    chance = probability(logit(weights, features(pairs)))
+    again = ranker.again_of(names)
+    pairs = Pairs(score, np.full(n, reference, np.float32), level, count, days, decayed, was_viewed, again)
+    chance = probability(logit(ranker.weights, pairs))
     items = []
     for i in np.argsort(-chance, kind="stable")[:k].tolist():
         reason = FOR_YOU if names[i] not in popular or 2.0 * level[i] < score[i] else POPULAR

@@ -5,7 +5,7 @@ weights.safetensors    the weights, float32, matrices [in, out]
 vocabulary.json        product ids of the rows of `product.id`, bucket borders
 copurchase.safetensors co-purchase counts of the history up to the cut, over the ids in vocabulary.json
 popular.json           [product id, popularity at the cut], most popular first
-ranker.json            coefficients of the final ranker
+ranker.json            the final ranker: coefficients, and what products add that are bought again
 card.json, card.html   how it was made and how well it ranks, for programs and for people
 parity.json, parity.safetensors   a small event log and the embeddings it must come to
 """
@@ -38,7 +38,7 @@ from freshet.store import columns
 from freshet.store.columns import F32, I32, I64, EventColumns, ProductAttributes, UserAttributes
 from freshet.store.copurchase import FrozenCounts
 from freshet.store.popularity import FrozenPopularity
-from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
+from freshet.store.ranker import Ranker, RankerCorrupt, dump_ranker, load_ranker
 
 FORMAT_VERSION = 4
 PARITY_ATOL = 1e-5
@@ -112,7 +112,7 @@ class Bundle:
     cut_ms: int
     pairs: FrozenPairs = field(default_factory=FrozenPairs.none)
     popular: list[tuple[str, float]] = field(default_factory=list)
-    ranker: RankerWeights = field(default_factory=RankerWeights)
+    ranker: Ranker = field(default_factory=Ranker)
     card: Mapping[str, Any] = field(default_factory=dict)
     page: str = ""
     fixture: Fixture | None = None
@@ -145,7 +145,7 @@ class Bundle:
         value[number] = [popularity for _, popularity in self.popular]
         return FrozenPopularity(self.cut_ms, value)
 
-    def with_ranker(self, ranker: RankerWeights) -> Bundle:
+    def with_ranker(self, ranker: Ranker) -> Bundle:
         """The same model with another ranker, and so with another version."""
         return replace(self, ranker=ranker, model_version="")
 
@@ -245,7 +245,7 @@ class Bundle:
                 {name: getattr(self.pairs, name) for name in ("ptr", "nbr", "count", "orders")}
             ),
             "popular.json": _json(self.popular),
-            "ranker.json": dump_weights(self.ranker),
+            "ranker.json": dump_ranker(self.ranker),
         }
 
     def _version(self) -> str:
@@ -288,7 +288,7 @@ def _understood(head: dict[str, Any], data: Mapping[str, bytes]) -> Bundle:
         cut_ms=head["cut_ms"],
         pairs=FrozenPairs(words["copurchase_product"], pairs["ptr"], pairs["nbr"], pairs["count"], pairs["orders"]),
         popular=[(p, n) for p, n in popular],
-        ranker=load_weights(data["ranker.json"]),
+        ranker=load_ranker(data["ranker.json"]),
         card=card,
         page=data["card.html"].decode() if "card.html" in data else "",
         fixture=_load_fixture(data) if "parity.json" in data else None,

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from freshet.model.config import DAY_MS
+from freshet.model.evaluation.past import Past
 from freshet.model.evaluation.targets import Targets, TargetsOf, Window, WindowError
 from freshet.store.columns import F32, I32, I64, Bool
 from freshet.store.history import History
-from freshet.store.ranker import F64, NAMES, Pairs, RankerWeights, features, reference_of
+from freshet.store.ranker import AGAIN_LIMIT, F64, NAMES, Pairs, Ranker, RankerWeights, features, reference_of
 from freshet.store.recent import KINDS, bought_before, recent_before
 
 SCORE_MIN = 0.01
@@ -33,7 +34,8 @@ class FitRankerConfig:
     value lists and the `offered` products of greatest inner product besides. `bought_max`, `recent_max`: as in the
     values that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`:
     of the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
-    products are too few to fit."""
+    products are too few to fit. `again_prior`: lines that a product's share of repeats is shrunken by; `again_ridge`:
+    of what it adds beyond that; `again_max`: products, those of most lines, that add anything."""
 
     window_days: float = 28.0
     users_max: int = 4000
@@ -45,6 +47,9 @@ class FitRankerConfig:
     steps: int = 40
     tolerance: float = 1e-6
     taken_min: int = 200
+    again_prior: float = 5.0
+    again_ridge: float = 20.0
+    again_max: int = 50_000
     chunk_users: int = 256
     seed: int = 0
 
@@ -76,19 +81,20 @@ class OwnPast:
         past.viewed[row, seen.product[row, column]] = True
         return past
 
-    def pairs(self, score: F32, level: F32, row: I64, column: I64) -> Pairs:
-        """Some of the pairs; `score` [n, P], `level` [P]."""
+    def pairs(self, score: F32, level: F32, again: F32, row: I64, column: I64) -> Pairs:
+        """Some of the pairs; `score` [n, P], `level` and `again` [P]."""
         at = (row, column)
         reference = reference_of(score)[row]
-        return Pairs(score[at], reference, level[column], *(part[at] for part in vars(self).values()))
+        own = {name: part[at] for name, part in vars(self).items()}
+        return Pairs(score[at], reference, level[column], **own, again=again[column])
 
 
 def fit_ranker(
     history: History, scores: Scores, level: F32, at_ms: int, config: FitRankerConfig | None = None,
     what: TargetsOf = "purchases",
-) -> RankerWeights | None:  # fmt: skip
-    """Weights of the ranker, from what users known at `at_ms` took in the window after it; `scores` and `level`
-    [products] are of embeddings that know what was before `at_ms` only. None where there is too little to fit."""
+) -> Ranker | None:  # fmt: skip
+    """The ranker, from what users known at `at_ms` took in the window after it; `scores` and `level` [products] are of
+    embeddings that know what was before `at_ms` only. None where there is too little to fit."""
     config = config or FitRankerConfig()
     try:
         window = Window(at_ms, at_ms + int(config.window_days * DAY_MS))
@@ -106,23 +112,64 @@ def fit_ranker(
         taken[owner, product[ptr[start] : ptr[end]]] = True
         users = targets.users[rows[start:end]]
         parts.append(_pairs(scores(users), level, OwnPast.of(history, users, at_ms, config), taken, config))
-    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    x, y, bought = (np.concatenate(part) for part in zip(*parts, strict=True))
+    of_product, lines = _of_products(history, at_ms, config)
+    own = bought >= 0
+    x = np.column_stack([x, np.where(own[:, None], of_product[bought], 0.0)])
     found = logistic(x, y, config)
     place = NAMES.index("score")
     if found[place] < SCORE_MIN:  # scores that say nothing, or the opposite: they only break ties
         rest = np.delete(np.arange(x.shape[1]), place)
         found[rest], found[place] = logistic(x[:, rest], y, config), SCORE_MIN
-    return RankerWeights(*found.tolist())
+    added = _effects((x @ found)[own], y[own], bought[own], lines.shape[0], config)
+    again = np.clip(of_product @ found[len(NAMES) :] + added, -AGAIN_LIMIT, AGAIN_LIMIT)
+    return Ranker(RankerWeights(*found[: len(NAMES)].tolist()), _named(history, again, lines, config.again_max))
 
 
-def _pairs(score: F32, level: F32, past: OwnPast, taken: Bool, config: FitRankerConfig) -> tuple[F64, Bool]:
-    """Features and outcome of the pairs that are looked at."""
+def _pairs(score: F32, level: F32, past: OwnPast, taken: Bool, config: FitRankerConfig) -> tuple[F64, Bool, I64]:
+    """Features and outcome of the pairs that are looked at, and the product where it was bought before, else -1."""
     looked = (past.count > 0) | past.viewed
     offered = min(config.offered, score.shape[1])
     best = np.argpartition(np.where(looked, np.inf, -score), offered - 1, axis=1)[:, :offered]
     looked[np.arange(score.shape[0])[:, None], best] = True
     row, column = np.nonzero(looked)
-    return features(past.pairs(score, level, row, column)), taken[row, column]
+    pairs = past.pairs(score, level, np.zeros_like(level), row, column)
+    return features(pairs), taken[row, column], np.where(pairs.count > 0, column, -1)
+
+
+def _of_products(history: History, at_ms: int, config: FitRankerConfig) -> tuple[F64, F32]:
+    """What the past says of each product being bought again, [products, 2] float64, and how many lines bought it,
+    [products] float32: the log odds that a line is not its buyer's first, against those of all lines and shrunken
+    towards them, and the log of the lines."""
+    past = Past.of(history, at_ms)
+    lines = np.bincount(past.product, past.count, past.size).astype(np.float32)
+    repeats = lines - np.bincount(past.product, minlength=past.size)
+    every = (repeats.sum() + 1.0) / (lines.sum() + 2.0)
+    share = (repeats + config.again_prior * every) / (lines + config.again_prior)
+    return np.column_stack([np.log(share / (1.0 - share)) - np.log(every / (1.0 - every)), np.log1p(lines)]), lines
+
+
+def _effects(z: F64, y: Bool, product: I64, size: int, config: FitRankerConfig) -> F64:
+    """What each of `size` products adds to the logits `z` [n] of its pairs: the mode of a normal prior with precision
+    `again_ridge`, by Newton's method, all products at once as they do not touch each other. Zero without pairs."""
+    added: F64 = np.zeros(size)
+    for _ in range(config.steps):
+        p = 1.0 / (1.0 + np.exp(-np.clip(z + added[product], -60.0, 60.0)))
+        gradient = np.bincount(product, y - p, size) - config.again_ridge * added
+        step = gradient / (np.bincount(product, p * (1.0 - p), size) + config.again_ridge)
+        added += step
+        if np.abs(step).max(initial=0.0) < config.tolerance:
+            break
+    return added
+
+
+def _named(history: History, again: F64, lines: F32, most: int) -> dict[str, float]:
+    """`again` [products] by product id, of the `most` products of most `lines`, without those that add next to
+    nothing."""
+    order = np.lexsort((history.products.hash[: lines.shape[0]], -lines))[:most]
+    order = order[(lines[order] > 0) & (np.abs(again[order]) >= 0.001)]
+    names = history.products.names(order.astype(np.int32))
+    return {name: value for name, value in zip(names, again[order].round(3).tolist(), strict=True) if name is not None}
 
 
 def logistic(x: F64, y: Bool, config: FitRankerConfig) -> F64:

@@ -1,12 +1,14 @@
 """The final ranker: how probable it is that a user takes a product, of what a reader knows of the pair.
 
-A logistic model over few features (`docs/decisions/ranker.md`). It is fitted with the towers, travels in the bundle
-and reaches readers through the store. NumPy only: it runs in a shop's own process.
+A logistic model over few features, and a number for each product that is often bought again or seldom
+(`docs/decisions/ranker.md`). It is fitted with the towers, travels in the bundle and reaches readers through the store.
+NumPy only: it runs in a shop's own process.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 import msgspec
 import numpy as np
@@ -19,6 +21,9 @@ F64 = NDArray[np.float64]
 
 DAY_MS = 86_400_000
 MONTH_DAYS = 30.0
+AGAIN = "again"
+AGAIN_LIMIT = 50.0
+"""Greatest log odds that a product may add of its own: far beyond what any fit gives."""
 REFERENCE = 10
 """Inner products count against the user's one of this rank: what is good for one user is poor for another."""
 
@@ -32,10 +37,10 @@ class RankerWeights:
     """Coefficients of
 
         logit = bias + score * (s - r) + viewed * v + b * (own + log_count * log(n)
-                + log_age * log(1 + d / 30) + log_lately * log(1 + c * 2^(-d / 30)) + own_score * s + own_level * l)
+                + log_age * log(1 + d / 30) + log_lately * log(1 + c * 2^(-d / 30)) + own_score * s + own_level * l + a)
 
-    of what is called as in `Pairs`: score s, reference r, viewed v, count n, days d, decayed c, level l, and b 1
-    for a product the user bought. Products that are new to a user keep the order of their inner products.
+    of what is called as in `Pairs`: score s, reference r, viewed v, count n, days d, decayed c, level l, again a, and
+    b 1 for a product the user bought. Products that are new to a user keep the order of their inner products.
 
     The defaults were fitted on a gift wholesaler's year (`docs/decisions/ranker.md`), for where there is too little
     to fit.
@@ -64,12 +69,34 @@ NAMES = tuple(f.name for f in fields(RankerWeights))
 
 
 @dataclass(frozen=True)
+class Ranker:
+    """The coefficients, and `again`: by product id, the log odds that it adds of its own where a user bought it before
+    (milk more than a lamp). A product that is not in there adds nothing."""
+
+    weights: RankerWeights = field(default_factory=RankerWeights)
+    again: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for product, value in self.again.items():
+            if not abs(value) <= AGAIN_LIMIT:
+                raise RankerCorrupt(
+                    f"the ranker adds {value} for product {product!r} bought again, where {AGAIN_LIMIT} is the most: "
+                    "fit it again"
+                )
+
+    def again_of(self, products: Sequence[str | None]) -> F32:
+        """What each of n products adds, [n] float32."""
+        found = (self.again.get(name, 0.0) if name is not None else 0.0 for name in products)
+        return np.fromiter(found, np.float32, len(products))
+
+
+@dataclass(frozen=True)
 class Pairs:
     """n pairs of a user and a product, a column each: `score`, their inner product; `reference`, the user's
     `REFERENCE`th best one over all products; `level`, the part of the score that is popularity (the product's last
     coordinate); `count`, how often the user bought the product; `days` from the last of them to the user's newest
     event; `decayed`, the count with each time halved for every 30 days before the last; `viewed`, whether the user
-    viewed the product lately."""
+    viewed the product lately; `again`, what the product adds of its own where it was bought (`Ranker.again`)."""
 
     score: F32
     reference: F32
@@ -78,6 +105,7 @@ class Pairs:
     days: F32
     decayed: F32
     viewed: Bool
+    again: F32
 
 
 def features(pairs: Pairs) -> F64:
@@ -99,10 +127,10 @@ def reference_of(score: F32) -> F32:
     return found
 
 
-def logit(weights: RankerWeights, x: F64) -> F64:
-    """Of each pair, [n] float64; `x` are `features`."""
-    found: F64 = x @ np.array([getattr(weights, name) for name in NAMES])
-    return found
+def logit(weights: RankerWeights, pairs: Pairs) -> F64:
+    """Of each pair, [n] float64."""
+    found: F64 = features(pairs) @ np.array([getattr(weights, name) for name in NAMES])
+    return found + np.where(pairs.count > 0, pairs.again, 0.0)
 
 
 def probability(logits: F64) -> F64:
@@ -111,20 +139,23 @@ def probability(logits: F64) -> F64:
     return found
 
 
-def dump_weights(weights: RankerWeights) -> bytes:
-    """JSON, as it stands in a bundle and in the store."""
-    return msgspec.json.encode(asdict(weights))
+def dump_ranker(ranker: Ranker) -> bytes:
+    """JSON, as it stands in a bundle and in the store: the coefficients by name, and `again`."""
+    return msgspec.json.encode(asdict(ranker.weights) | {AGAIN: dict(ranker.again)})
 
 
-def load_weights(raw: bytes) -> RankerWeights:
-    """The inverse of `dump_weights`. Raises RankerCorrupt, also for the weights of another formula."""
+def load_ranker(raw: bytes) -> Ranker:
+    """The inverse of `dump_ranker`. Raises RankerCorrupt, also for the coefficients of another formula."""
     try:
-        found = msgspec.json.decode(raw, type=dict[str, float])
+        found = msgspec.json.decode(raw, type=dict[str, float | dict[str, float]])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise RankerCorrupt(f"the weights of the ranker cannot be read: {e}") from e
-    if wrong := set(NAMES) ^ found.keys():
+    if wrong := {*NAMES, AGAIN} ^ found.keys():
         raise RankerCorrupt(
             f"the ranker is of another version of Freshet (it differs in {', '.join(sorted(wrong))}): make the bundle "
             "again with `freshet train` or `freshet dayzero`"
         )
-    return RankerWeights(**found)
+    again, weights = found.pop(AGAIN), {name: value for name, value in found.items() if isinstance(value, float)}
+    if not isinstance(again, dict) or len(weights) != len(NAMES):
+        raise RankerCorrupt(f"the weights of the ranker are not numbers, with a map of numbers in {AGAIN!r}")
+    return Ranker(RankerWeights(**weights), again)

@@ -207,7 +207,8 @@ def _with_card(made: Bundle, earlier: Bundle, history: History, ranker: FitRanke
     lines = history.purchases
     orders = len(np.unique(lines.event[lines.time <= made.cut_ms]))
     of_made = {
-        "model_version": made.model_version, "cut_ms": made.cut_ms, "orders": orders, "ranker": vars(made.ranker),
+        "model_version": made.model_version, "cut_ms": made.cut_ms, "orders": orders,
+        "ranker": vars(made.ranker.weights), "ranker_products": len(made.ranker.again),
     }  # fmt: skip
     card = {**made.card, **measured, **of_made}
     return replace(made, card=card, page=page_of(card))
@@ -221,6 +222,6 @@ def _saved(made: Bundle, path: Path) -> dict[str, Any]:
         "kind": made.kind,
         "cut_ms": made.cut_ms,
         "products": len(made.vocabulary.row_of),
-        "ranker": vars(made.ranker),
+        "ranker": vars(made.ranker.weights),
         "card": dict(made.card),
     }

@@ -20,7 +20,7 @@ from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore, Touched
 from freshet.store.popular import PopularSettings, popular
-from freshet.store.ranker import dump_weights
+from freshet.store.ranker import dump_ranker
 from freshet.store.snapshot import LogPart
 from freshet.stream.completeness import Completeness
 from freshet.stream.deadletter import DeadLetterLimits, to_deadletter
@@ -424,8 +424,8 @@ class Worker:
     # --- what readers and operators see ---------------------------------------------------------
 
     def publish_ranker(self) -> None:
-        """Write the coefficients of the ranker, which readers rank with."""
-        self.sink.write_blob("ranker", dump_weights(self.updater.towers.bundle.ranker), self.serving)
+        """Write the ranker that readers rank with."""
+        self.sink.write_blob("ranker", dump_ranker(self.updater.towers.bundle.ranker), self.serving)
 
     def publish_popular(self) -> None:
         """Write the list of popular products when event time has passed a tick."""

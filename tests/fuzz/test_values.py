@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 
-from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights, load_weights
+from freshet.store.ranker import Ranker, RankerCorrupt, dump_ranker, load_ranker
 from freshet.store.value import EmbeddingValue, Seq, ValueCorrupt, decode_value, encode_value, seq_text
 from tests.fuzz.budget import fuzzed
 from tests.fuzz.mutate import spoilt_bytes
@@ -33,10 +33,10 @@ def test_a_spoilt_value_is_a_value_or_refused(raw: bytes) -> None:
 
 
 @fuzzed(200)
-@given(spoilt_bytes([dump_weights(RankerWeights())]))
-def test_spoilt_weights_of_the_ranker_are_weights_or_refused(raw: bytes) -> None:
+@given(spoilt_bytes([dump_ranker(Ranker(again={"tea": 0.5, "mug": -1.25}))]))
+def test_a_spoilt_ranker_is_a_ranker_or_refused(raw: bytes) -> None:
     try:
-        found = load_weights(raw)
+        found = load_ranker(raw)
     except RankerCorrupt:
         return
-    assert all(np.isfinite(value) for value in vars(found).values())
+    assert all(np.isfinite(value) for value in [*vars(found.weights).values(), *found.again.values()])

@@ -25,7 +25,7 @@ from freshet.store.columns import (
     ViewColumns,
 )
 from freshet.store.graph import GraphStore
-from freshet.store.ranker import RankerWeights
+from freshet.store.ranker import Ranker, RankerWeights
 
 
 def events() -> EventColumns:
@@ -69,7 +69,7 @@ def bundle() -> Bundle:
             np.array([7, 8, 9], np.float32),
         ),
         popular=[("p", 9.5), ("q", 2.0)],
-        ranker=RankerWeights(score=3.0),
+        ranker=Ranker(RankerWeights(score=3.0), {"ü": 0.25}),
         card={"recall@20": 0.5},
         page="<p>½</p>",
         fixture=Fixture(events(), ["u"], ["p", "q"], np.ones((1, 4), np.float32), np.zeros((2, 4), np.float32)),
@@ -84,7 +84,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.vocabulary == saved.vocabulary and loaded.popular == saved.popular
     assert loaded.model_version == saved.model_version and loaded.cut_ms == 1000
     assert (loaded.card, loaded.page) == ({"recall@20": 0.5}, "<p>½</p>")
-    assert loaded.ranker == RankerWeights(score=3.0)
+    assert loaded.ranker == Ranker(RankerWeights(score=3.0), {"ü": 0.25})
     np.testing.assert_array_equal(loaded.weights["product.id"], saved.weights["product.id"])
     assert loaded.fixture is not None
     want, got = events(), loaded.fixture.events
@@ -104,7 +104,7 @@ def test_version_is_a_function_of_the_content() -> None:
     assert a.model_version == b.model_version
     other = Bundle(**{**vars(a), "weights": {"product.id": a.weights["product.id"] + 1}, "model_version": ""})
     assert other.model_version != a.model_version
-    assert a.with_ranker(RankerWeights(score=4.0)).model_version not in (a.model_version, other.model_version)
+    assert a.with_ranker(Ranker(RankerWeights(score=4.0))).model_version not in (a.model_version, other.model_version)
     assert a.with_ranker(a.ranker).model_version == a.model_version
 
 

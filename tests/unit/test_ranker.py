@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,18 +11,18 @@ from freshet.model.at_time import TowersAt
 from freshet.model.config import DAY_MS
 from freshet.model.dayzero import dayzero
 from freshet.model.evaluation.final import FinalRanker, ranker_of
-from freshet.model.fit_ranker import SCORE_MIN, FitRankerConfig, OwnPast, fit_ranker, logistic
+from freshet.model.fit_ranker import SCORE_MIN, FitRankerConfig, OwnPast, _effects, fit_ranker, logistic
 from freshet.store.columns import EventColumns, PurchaseColumns, ViewColumns
 from freshet.store.graph import GraphLimits, GraphStore
 from freshet.store.history import History
 from freshet.store.ranker import (
     NAMES,
     Pairs,
+    Ranker,
     RankerCorrupt,
     RankerWeights,
-    dump_weights,
-    features,
-    load_weights,
+    dump_ranker,
+    load_ranker,
     logit,
     probability,
     reference_of,
@@ -121,8 +123,9 @@ def test_a_ranker_is_fitted_to_the_shop_and_its_chances_are_those_of_the_catalog
     for loyal in (True, False):
         history = History.of([shop(loyal=loyal)])
         found[loyal] = ranker_of(TowersAt.of(dayzero(history, cut_ms=at_ms - 1), history), history, at_ms, CONFIG)
-    assert found[True] != RankerWeights()
-    assert found[True].own + found[True].log_count > found[False].own + found[False].log_count + 1.0
+    loyal, fickle = found[True].weights, found[False].weights
+    assert loyal != RankerWeights()
+    assert loyal.own + loyal.log_count > fickle.own + fickle.log_count + 1.0
     history = History.of([shop()])
     system = FinalRanker("ranker", lambda h, until_ms: dayzero(h, cut_ms=until_ms - 1), config=CONFIG)
     system.fit(history, at_ms)
@@ -137,8 +140,8 @@ def test_a_ranker_is_fitted_to_the_shop_and_its_chances_are_those_of_the_catalog
 def test_too_little_to_fit_gives_the_defaults() -> None:
     history = History.of([shop(days=10)])
     towers = TowersAt.of(dayzero(history, cut_ms=9 * DAY_MS), history)
-    assert ranker_of(towers, history, 9 * DAY_MS + 1, CONFIG) == RankerWeights()
-    assert ranker_of(towers, history, 20 * DAY_MS, CONFIG) == RankerWeights()  # nothing there at all
+    assert ranker_of(towers, history, 9 * DAY_MS + 1, CONFIG) == Ranker()
+    assert ranker_of(towers, history, 20 * DAY_MS, CONFIG) == Ranker()  # nothing there at all
 
 
 def test_embeddings_that_rank_backwards_only_break_ties() -> None:
@@ -151,8 +154,8 @@ def test_embeddings_that_rank_backwards_only_break_ties() -> None:
     level = np.zeros(len(history.products), np.float32)
     good = fit_ranker(history, lambda users: np.tile(taken, (users.shape[0], 1)), level, at_ms, CONFIG)
     bad = fit_ranker(history, lambda users: np.tile(-taken, (users.shape[0], 1)), level, at_ms, CONFIG)
-    assert good is not None and good.score > 0.02
-    assert bad is not None and bad.score == SCORE_MIN
+    assert good is not None and good.weights.score > 0.02
+    assert bad is not None and bad.weights.score == SCORE_MIN
 
 
 def test_products_that_nobody_is_offered_do_not_move_the_fit() -> None:
@@ -177,19 +180,60 @@ def test_products_new_to_a_user_keep_the_order_of_their_scores() -> None:
     score = rng.normal(size=100).astype(np.float32)
     none = np.zeros(100, np.float32)
     reference = np.full(100, reference_of(score[None])[0])
-    pairs = Pairs(score, reference, score / 2, none, none, none, np.zeros(100, np.bool_))
-    found = probability(logit(RankerWeights(), features(pairs)))
+    often = rng.normal(size=100).astype(np.float32)  # bought again by others, which says nothing of who did not buy
+    pairs = Pairs(score, reference, score / 2, none, none, none, np.zeros(100, np.bool_), often)
+    found = probability(logit(RankerWeights(), pairs))
     assert np.argsort(-found, kind="stable").tolist() == np.argsort(-score, kind="stable").tolist()
     assert reference_of(score[None])[0] == np.sort(score)[-10]
     assert reference_of(score[None, :3])[0] == score[:3].min()
 
 
+def test_a_product_that_is_bought_again_more_than_others_adds_to_its_chance() -> None:
+    """Milk and lamps: every user has bought both once before the weeks of the fit, and buys milk again."""
+    users, days = 120, 60
+    rng = np.random.default_rng(0)
+    bought = [(u, f"{what}{i}", int(day)) for u in range(users) for what in ("milk", "lamp") for i in range(3)
+              for day in (rng.integers(1, 20), *(rng.integers(20, days, 3) if what == "milk" else ()))]  # fmt: skip
+    n = len(bought)
+    history = History.of([EventColumns(purchases=PurchaseColumns(
+        [f"u{u}" for u, _, _ in bought], [p for _, p, _ in bought], np.array([day * DAY_MS for _, _, day in bought]),
+        np.arange(1, n + 1, dtype=np.uint64), np.ones(n, np.float32), np.zeros(n, np.bool_), np.arange(n + 1),
+    ))])  # fmt: skip
+    at_ms = 46 * DAY_MS
+    none = np.zeros(len(history.products), np.float32)
+    found = fit_ranker(history, lambda u: np.tile(none, (len(u), 1)), none, at_ms, CONFIG)
+    assert found is not None
+    assert min(found.again[f"milk{i}"] for i in range(3)) > max(found.again[f"lamp{i}"] for i in range(3)) + 1.0
+    few = fit_ranker(history, lambda u: np.tile(none, (len(u), 1)), none, at_ms, replace(CONFIG, again_max=2))
+    assert few is not None and few.weights == found.weights
+    assert len(few.again) == 2 and all(p.startswith("milk") for p in few.again), "those of most lines"
+
+
+def test_what_a_product_adds_is_shrunken_towards_nothing() -> None:
+    """The mode of sum(y z - log(1 + e^z)) - ridge z^2 / 2, found on a grid."""
+    rng = np.random.default_rng(0)
+    z, product = rng.normal(size=60), np.repeat([0, 2], [50, 10])
+    y = rng.random(60) < 0.8
+    found = _effects(z, y, product, 4, CONFIG)
+    grid = np.linspace(-3, 3, 60_001)
+    for p in (0, 2):
+        mine = product == p
+        at = z[mine][:, None] + grid
+        value = (y[mine][:, None] * at - np.logaddexp(0, at)).sum(axis=0) - CONFIG.again_ridge * grid**2 / 2
+        assert found[p] == pytest.approx(grid[value.argmax()], abs=2e-4)
+    assert found[[1, 3]].tolist() == [0.0, 0.0], "nobody could have bought them again"
+
+
 def test_weights_survive_the_round_trip_and_bad_ones_are_named() -> None:
     weights = RankerWeights(*np.linspace(-1, 2, len(NAMES)).tolist()[:1], *[0.5] * (len(NAMES) - 1))
-    assert load_weights(dump_weights(weights)) == weights
+    ranker = Ranker(weights, {"milk": 0.5, "ü": -2.0})
+    assert load_ranker(dump_ranker(ranker)) == ranker
+    assert ranker.again_of(["ü", None, "lamp", "milk"]).tolist() == [-2.0, 0.0, 0.0, 0.5]
     with pytest.raises(RankerCorrupt, match="log_age is not a finite number"):
         RankerWeights(log_age=float("nan"))
     with pytest.raises(RankerCorrupt, match="positive"):
         RankerWeights(score=0.0)
     with pytest.raises(RankerCorrupt, match=r"another version of Freshet \(it differs in log_lately\)"):
-        load_weights(dump_weights(weights).replace(b',"log_lately":0.5', b""))
+        load_ranker(dump_ranker(ranker).replace(b',"log_lately":0.5', b""))
+    with pytest.raises(RankerCorrupt, match=r"adds 51\.0 for product 'milk'"):
+        Ranker(weights, {"milk": 51.0})

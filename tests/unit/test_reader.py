@@ -20,7 +20,7 @@ from freshet.reader import NotServing, PopularCorrupt, Reader, UnknownProduct, V
 from freshet.store.faiss_index import FaissFlatIndex
 from freshet.store.index import IndexCorrupt, ItemIndex, MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
-from freshet.store.ranker import RankerCorrupt, RankerWeights, dump_weights
+from freshet.store.ranker import Ranker, RankerCorrupt, RankerWeights, dump_ranker
 from freshet.store.value import Seq, ValueCorrupt, encode_value
 from freshet.stream.embedded import EmbeddedRedis
 
@@ -158,7 +158,7 @@ def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop
     bought = [("p3", 4, 60 * day, 2.5), ("p0", 1, 30 * day, 1.0), ("gone", 9, 60 * day, 9.0)]
     shop.user("bob", [0.2, 0.6, 0.3, 0.5], [("p3", "purchase", 60 * day)], bought=bought, event_ts=60 * day)
     weights = RankerWeights(-1.0, 2.0, 0.0, 0.5, 1.0, -0.5, 0.25, 0.125, 0.75)
-    shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(weights))
+    shop.serving.put_blob("v1:ranker", shop.seq(), dump_ranker(Ranker(weights, {"p0": 0.25, "p1": 9.0})))
     found = {name: (chance, reason) for name, chance, reason in shop.reader().recommend("bob", 4, False).items}
     reference = 0.2  # of four products the least stands for the tenth
 
@@ -166,9 +166,9 @@ def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop
         return 1 / (1 + math.exp(-logit))
 
     # bias + score (s - r) + own + log_count log n + log_age log(1 + months) + own_score s + own_level l
-    #     + log_lately log(1 + decayed / 2^months)
+    #     + log_lately log(1 + decayed / 2^months) + again, which counts for nothing where it was not bought
     p3 = -1 + 2 * (0.5 - reference) + 0.5 + math.log(4) + 0.25 * 0.5 + 0.125 * 0.5 + 0.75 * math.log(3.5)
-    p0 = -1 + 2 * (0.2 - reference) + 0.5 - 0.5 * math.log(2) + 0.25 * 0.2 + 0.75 * math.log(1.5)
+    p0 = -1 + 2 * (0.2 - reference) + 0.5 - 0.5 * math.log(2) + 0.25 * 0.2 + 0.75 * math.log(1.5) + 0.25
     assert found["p3"] == (pytest.approx(chance(p3)), "bought again")
     assert found["p0"] == (pytest.approx(chance(p0)), "bought again")
     assert found["p1"] == (pytest.approx(chance(-1 + 2 * (0.6 - reference))), "for you")
@@ -182,11 +182,13 @@ def test_what_is_bought_again_is_ranked_by_the_weights_of_the_version(shop: Shop
 
 def test_a_damaged_ranker_is_named_and_one_that_is_not_there_is_the_default(shop: Shop) -> None:
     before = shop.reader().recommend("ann", 2).items
-    shop.serving.put_blob("v1:ranker", shop.seq(), dump_weights(RankerWeights()))
+    shop.serving.put_blob("v1:ranker", shop.seq(), dump_ranker(Ranker()))
     assert shop.reader().recommend("ann", 2).items == before
-    backwards = dump_weights(RankerWeights()).replace(b'"score":', b'"score":-')
+    backwards = dump_ranker(Ranker()).replace(b'"score":', b'"score":-')
     older = json.dumps({"bias": -2.0, "score": 6.0}).encode()
-    for blob in (b"", b"[]", b'{"score": "much"}', backwards, older):
+    without = dump_ranker(Ranker()).replace(b',"again":{}', b"")
+    of_texts, endless = (dump_ranker(Ranker()).replace(b"{}", again) for again in (b'{"p":"much"}', b'{"p":1e9}'))
+    for blob in (b"", b"[]", b'{"score": "much"}', backwards, older, without, of_texts, endless):
         shop.serving.put_blob("v1:ranker", shop.seq(), blob)
         with pytest.raises(RankerCorrupt, match="ranker"):
             shop.reader().recommend("ann", 2)

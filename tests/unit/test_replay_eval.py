@@ -24,7 +24,7 @@ from freshet.store.graph import GraphStore
 from freshet.store.history import History
 from freshet.store.index import MemoryItemIndex
 from freshet.store.memory_store import MemoryEmbeddingStore, MemoryServingState
-from freshet.store.ranker import RankerWeights, dump_weights
+from freshet.store.ranker import Ranker, RankerWeights, dump_ranker
 from freshet.store.value import Seq
 from freshet.stream.decode import decode_events
 from freshet.stream.eventlog import EventLog, EventLogWriter
@@ -145,7 +145,8 @@ def test_with_the_ranker_the_answer_is_what_a_reader_recommends(tmp_path: Path) 
     later += [order("again", "u2", SPLIT_MS + 90_000, "p30", "p31"), Product("p0", SPLIT_MS + 1, withdrawn=True)]
     log = EventLog(write_log(tmp_path / "log", past() + later))
     history = History.of(list(log.columns()))
-    ranker = RankerWeights(-2.0, 6.0, 1.5, 2.4, 0.95, -0.2, -3.7, 4.0)
+    weights = RankerWeights(-2.0, 6.0, 1.5, 2.4, 0.95, -0.2, -3.7, 4.0)
+    ranker = Ranker(weights, {f"p{i}": (i % 5 - 2) / 2 for i in range(40)})
     bundle = dayzero(history, cut_ms=SPLIT_MS - 1).with_ranker(ranker)
     recommended = recommendations(log, bundle, [f"u{i}" for i in range(6)], k)
     assert any(p in ("p20", "p40") for p in recommended["u1"])
@@ -172,7 +173,7 @@ def recommendations(log: EventLog, bundle: Bundle, users: list[str], k: int) -> 
     updater.write_all()
     serving = MemoryServingState()
     serving.set_current(version)
-    serving.put_blob(f"{version}:ranker", Seq(1, 1), dump_weights(bundle.ranker))
+    serving.put_blob(f"{version}:ranker", Seq(1, 1), dump_ranker(bundle.ranker))
     reader = Reader.over(store, serving, index, model_version=version)
     return {user: [p for p, _, _ in reader.recommend(user, k, exclude_seen=False).items] for user in users}
 

@@ -17,7 +17,7 @@ from freshet.model.evaluation import final
 from freshet.model.fit_ranker import FitRankerConfig
 from freshet.store.graph import GraphLimits
 from freshet.store.history import History
-from freshet.store.ranker import RankerWeights
+from freshet.store.ranker import Ranker
 from freshet.stream.cli import EXIT_USAGE
 from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Event, Line, Product, Purchase, View
@@ -130,7 +130,7 @@ def test_a_ranker_is_fitted_to_the_lists_that_workers_will_keep(
     fitted: list[FitRankerConfig] = []
     whole = final.ranker_of
 
-    def looked_at(towers: TowersAt, history: History, at_ms: int, config: FitRankerConfig) -> RankerWeights:
+    def looked_at(towers: TowersAt, history: History, at_ms: int, config: FitRankerConfig) -> Ranker:
         fitted.append(config)
         return whole(towers, history, at_ms, config)
 

@@ -74,7 +74,8 @@ def make_card(
         "kind": bundle.kind,
         "cut_ms": bundle.cut_ms,
         "products": len(bundle.vocabulary.row_of),
-        "ranker": vars(bundle.ranker),
+        "ranker": vars(bundle.ranker.weights),
+        "ranker_products": len(bundle.ranker.again),
         "windows": windows,
         "slices": slices,
     }
