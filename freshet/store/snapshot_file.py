@@ -3,18 +3,19 @@
     000000.purchased.npy ...   the parts that are arrays, numbered as they were written (`store/snapshot.py`)
     000007.users.msgpack ...   the parts that are MessagePack
     000042.index.blob          what else travels along, opaque here
-    manifest.json              {"format": "freshet-snapshot", "format_version": 1, "scope", "positions": [[topic,
+    manifest.json              {"format": "freshet-snapshot", "format_version": 2, "scope", "positions": [[topic,
                                partition, offset]], "created_ms", "limits", "model_version", "topic_ids",
                                "logs": [{"path", "until_ms"}] (left out where there are none),
-                               "members": [{"name", "size_bytes", "blake2b"}], "counts": {section: nodes, entries or
+                               "members": [{"name", "size_bytes", "xxh3"}], "counts": {section: nodes, entries or
                                bytes of a blob}, "blake2b": ...} (its own checksum is that of the manifest with
                                this field empty)
 
 The manifest is the last member, so a file that was cut off has none. It names every member in order with its
-checksum; ZIP's own fields only say where members stand, and are believed as far as the file reaches.
+checksum (XXH3 of 128 bits: some forty times as fast as BLAKE2b, and it is damage that it has to find); ZIP's own
+fields only say where members stand, and are believed as far as the file reaches.
 
 A reader reads the format version of its own release and the one before; a newer one is refused by name. What
-changes the meaning of a section or its columns raises the version.
+changes the meaning of a section or its columns raises the version. Version 1 had BLAKE2b in place of XXH3.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from freshet.errors import FreshetError
@@ -40,9 +42,9 @@ from freshet.store.lanes import Lanes
 from freshet.store.snapshot import LISTS, LOAD_ORDER, LogPart, Part, SnapshotCorrupt, SnapshotHead
 
 FORMAT = "freshet-snapshot"
-FORMAT_VERSION = 1
-VERSIONS_READ = (FORMAT_VERSION,)
-"""This release's version and, once there is one, the version before."""
+FORMAT_VERSION = 2
+VERSIONS_READ = (1, FORMAT_VERSION)
+"""The version before and this release's."""
 MANIFEST = "manifest.json"
 MANIFEST_BYTES_MAX = 64 * 1024 * 1024
 """A manifest has about 150 bytes a member; one that is greater is none."""
@@ -62,12 +64,19 @@ class SnapshotForeign(FreshetError):
     """A file of another format, or of a format version that this release does not read."""
 
 
-class Member(msgspec.Struct, frozen=True):
-    """A member of the archive."""
+class Member(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A member of the archive; which checksum it has is said by the format's version."""
 
     name: str
     size_bytes: int
-    blake2b: str
+    xxh3: str = ""
+    blake2b: str = ""
+
+    def is_whole(self, data: bytes, format_version: int) -> bool:
+        """Whether this is what was written."""
+        if format_version == 1:
+            return self.blake2b == _digest(data)
+        return self.xxh3 == xxhash.xxh3_128_hexdigest(data)
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -128,7 +137,7 @@ class SnapshotWriter:
         name = f"{len(self._members):06d}.{section}.{suffix}"
         with self._sink.taking():
             self._zip.writestr(zipfile.ZipInfo(name), data)
-        self._members.append(Member(name, len(data), _digest(data)))
+        self._members.append(Member(name, len(data), xxhash.xxh3_128_hexdigest(data)))
         self._counts[section] = self._counts.get(section, 0) + count
 
 
@@ -301,7 +310,7 @@ class SnapshotReader:
         return data
 
     def _check(self, member: Member, data: bytes) -> None:
-        if _digest(data) != member.blake2b:
+        if not member.is_whole(data, self.manifest.format_version):
             raise self._corrupt(f"the checksum of {member.name} differs")
 
     def _array(self, member: Member, data: bytes) -> NDArray[Any]:

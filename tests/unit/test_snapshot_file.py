@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -11,6 +12,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from freshet.store.canonical import canonical
 from freshet.store.graph import GraphStore
 from freshet.store.merge import LimitsDiffer
 from freshet.store.snapshot import ENTRY, LogPart, Part, SnapshotCorrupt, SnapshotHead, absorb, parts
-from freshet.store.snapshot_file import MANIFEST, SnapshotForeign, SnapshotReader, SnapshotWriter
+from freshet.store.snapshot_file import MANIFEST, Manifest, SnapshotForeign, SnapshotReader, SnapshotWriter
 from freshet.stream.decode import decode_events
 from freshet.stream.events import Line, Product, Profile, Purchase, Session, SessionItem, View
 from tests.property.logs import LIMITS
@@ -178,11 +180,38 @@ def test_a_compressed_archive_is_refused_unread(data: bytes) -> None:
 def test_a_newer_format_is_named(data: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         manifest = json.loads(archive.read(MANIFEST))
-    newer = rewritten(data, {MANIFEST: json.dumps({**manifest, "format_version": 2}).encode()})
-    with pytest.raises(SnapshotForeign, match=r"x\.snapshot has format version 2, and this release reads 1"):
+    newer = rewritten(data, {MANIFEST: json.dumps({**manifest, "format_version": 3}).encode()})
+    with pytest.raises(SnapshotForeign, match=r"x\.snapshot has format version 3, and this release reads 1 and 2"):
         read(newer)
     with pytest.raises(SnapshotForeign, match="not a Freshet snapshot"):
         read(rewritten(data, {MANIFEST: b'{"format": "other"}'}))
+
+
+def of_version_1(data: bytes, damage: str = "") -> bytes:
+    """The same snapshot as the release before wrote it, with another byte at the end of the member `damage`."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        manifest = json.loads(archive.read(MANIFEST))
+        content = {m["name"]: archive.read(m["name"]) for m in manifest["members"]}
+    manifest |= {"format_version": 1, "blake2b": ""}
+    manifest["members"] = [
+        {"name": name, "size_bytes": len(member), "blake2b": hashlib.blake2b(member, digest_size=32).hexdigest()}
+        for name, member in content.items()
+    ]
+    sealed = msgspec.json.encode(msgspec.convert(manifest, Manifest), order="sorted")
+    manifest["blake2b"] = hashlib.blake2b(sealed, digest_size=32).hexdigest()
+    spoilt = {name: member[:-1] + b"\xfe" for name, member in content.items() if name == damage}
+    return rewritten(data, spoilt | {MANIFEST: json.dumps(manifest).encode()})
+
+
+def test_a_snapshot_of_the_release_before_is_read_and_checked(data: bytes, graph: GraphStore) -> None:
+    reader = read(of_version_1(data))
+    assert reader.manifest.format_version == 1
+    reader.verify()
+    assert canonical(absorbed(of_version_1(data))) == canonical(graph)
+    assert reader.blob("index") == b"opaque bytes"
+    for member in reader.manifest.members:
+        with pytest.raises(SnapshotCorrupt, match=f"the checksum of {re.escape(member.name)} differs"):
+            read(of_version_1(data, damage=member.name)).verify()
 
 
 def test_other_archives_and_files_are_no_snapshots() -> None:
