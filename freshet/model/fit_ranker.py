@@ -34,8 +34,8 @@ class FitRankerConfig:
     value lists and the `offered` products of greatest inner product besides. `bought_max`, `recent_max`: as in the
     values that readers get; `lines_max`: purchases a user that are looked at (None: as the live lists keep). `ridge`:
     of the coefficients; the fit ends after `steps`, or when none moves by `tolerance`. Fewer than `taken_min` taken
-    products are too few to fit. `again_prior`: lines that a product's share of repeats is shrunken by; `again_ridge`:
-    of what it adds beyond that; `again_max`: products, those of most lines, that add anything."""
+    products are too few to fit. `again_prior`: lines that a product's share of repeats is shrunken by;
+    `again_max`: products, those of most lines, that add anything where they are bought again."""
 
     window_days: float = 28.0
     users_max: int = 4000
@@ -48,7 +48,6 @@ class FitRankerConfig:
     tolerance: float = 1e-6
     taken_min: int = 200
     again_prior: float = 5.0
-    again_ridge: float = 20.0
     again_max: int = 50_000
     chunk_users: int = 256
     seed: int = 0
@@ -114,15 +113,13 @@ def fit_ranker(
         parts.append(_pairs(scores(users), level, OwnPast.of(history, users, at_ms, config), taken, config))
     x, y, bought = (np.concatenate(part) for part in zip(*parts, strict=True))
     of_product, lines = _of_products(history, at_ms, config)
-    own = bought >= 0
-    x = np.column_stack([x, np.where(own[:, None], of_product[bought], 0.0)])
+    x = np.column_stack([x, np.where(bought[:, None] >= 0, of_product[bought], 0.0)])
     found = logistic(x, y, config)
     place = NAMES.index("score")
     if found[place] < SCORE_MIN:  # scores that say nothing, or the opposite: they only break ties
         rest = np.delete(np.arange(x.shape[1]), place)
         found[rest], found[place] = logistic(x[:, rest], y, config), SCORE_MIN
-    added = _effects((x @ found)[own], y[own], bought[own], lines.shape[0], config)
-    again = np.clip(of_product @ found[len(NAMES) :] + added, -AGAIN_LIMIT, AGAIN_LIMIT)
+    again = np.clip(of_product @ found[len(NAMES) :], -AGAIN_LIMIT, AGAIN_LIMIT)
     return Ranker(RankerWeights(*found[: len(NAMES)].tolist()), _named(history, again, lines, config.again_max))
 
 
@@ -147,20 +144,6 @@ def _of_products(history: History, at_ms: int, config: FitRankerConfig) -> tuple
     every = (repeats.sum() + 1.0) / (lines.sum() + 2.0)
     share = (repeats + config.again_prior * every) / (lines + config.again_prior)
     return np.column_stack([np.log(share / (1.0 - share)) - np.log(every / (1.0 - every)), np.log1p(lines)]), lines
-
-
-def _effects(z: F64, y: Bool, product: I64, size: int, config: FitRankerConfig) -> F64:
-    """What each of `size` products adds to the logits `z` [n] of its pairs: the mode of a normal prior with precision
-    `again_ridge`, by Newton's method, all products at once as they do not touch each other. Zero without pairs."""
-    added: F64 = np.zeros(size)
-    for _ in range(config.steps):
-        p = 1.0 / (1.0 + np.exp(-np.clip(z + added[product], -60.0, 60.0)))
-        gradient = np.bincount(product, y - p, size) - config.again_ridge * added
-        step = gradient / (np.bincount(product, p * (1.0 - p), size) + config.again_ridge)
-        added += step
-        if np.abs(step).max(initial=0.0) < config.tolerance:
-            break
-    return added
 
 
 def _named(history: History, again: F64, lines: F32, most: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from freshet.model.at_time import TowersAt
 from freshet.model.config import DAY_MS
 from freshet.model.dayzero import dayzero
 from freshet.model.evaluation.final import FinalRanker, ranker_of
-from freshet.model.fit_ranker import SCORE_MIN, FitRankerConfig, OwnPast, _effects, fit_ranker, logistic
+from freshet.model.fit_ranker import SCORE_MIN, FitRankerConfig, OwnPast, fit_ranker, logistic
 from freshet.store.columns import EventColumns, PurchaseColumns, ViewColumns
 from freshet.store.graph import GraphLimits, GraphStore
 from freshet.store.history import History
@@ -207,21 +207,6 @@ def test_a_product_that_is_bought_again_more_than_others_adds_to_its_chance() ->
     few = fit_ranker(history, lambda u: np.tile(none, (len(u), 1)), none, at_ms, replace(CONFIG, again_max=2))
     assert few is not None and few.weights == found.weights
     assert len(few.again) == 2 and all(p.startswith("milk") for p in few.again), "those of most lines"
-
-
-def test_what_a_product_adds_is_shrunken_towards_nothing() -> None:
-    """The mode of sum(y z - log(1 + e^z)) - ridge z^2 / 2, found on a grid."""
-    rng = np.random.default_rng(0)
-    z, product = rng.normal(size=60), np.repeat([0, 2], [50, 10])
-    y = rng.random(60) < 0.8
-    found = _effects(z, y, product, 4, CONFIG)
-    grid = np.linspace(-3, 3, 60_001)
-    for p in (0, 2):
-        mine = product == p
-        at = z[mine][:, None] + grid
-        value = (y[mine][:, None] * at - np.logaddexp(0, at)).sum(axis=0) - CONFIG.again_ridge * grid**2 / 2
-        assert found[p] == pytest.approx(grid[value.argmax()], abs=2e-4)
-    assert found[[1, 3]].tolist() == [0.0, 0.0], "nobody could have bought them again"
 
 
 def test_weights_survive_the_round_trip_and_bad_ones_are_named() -> None:
