@@ -223,7 +223,7 @@ class SnapshotReader:
         raise KeyError(name)
 
     def verify(self) -> None:
-        """Read everything and check it; about a gigabyte a second."""
+        """Read everything and check it."""
         with Lanes() as lanes:
             for member in self.manifest.members:
                 data = self._stored(member)

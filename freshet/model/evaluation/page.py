@@ -51,8 +51,7 @@ def page_of(card: Mapping[str, Any]) -> str:
     parts.append(
         f"<h2>Final ranker</h2>{_table(['coefficient', ''], [[k, f'{v:.3f}'] for k, v in card['ranker'].items()])}"
     )
-    of_products = card.get("ranker_products", 0)
-    parts.append(f"<p>{of_products} products add a number of their own where they are bought again.</p>")
+    parts.append(f"<p>{card['ranker_products']} products add a number of their own where they are bought again.</p>")
     return "\n".join(parts) + "\n"
 
 
