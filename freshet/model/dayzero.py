@@ -56,7 +56,7 @@ class DayZeroConfig:
     item_power: float = 0.15
     ridge: float = 300.0
     spectrum_power: float = 0.25
-    popularity_weight: float = 0.9
+    popularity_weight: float = 1.35
     shrinkage: float = 3.0
     id_shrinkage: float = 3.0
     co_purchased_share: float = 0.1

@@ -11,12 +11,10 @@ from typing import Any
 import msgspec
 
 from freshet.errors import FreshetError
-from freshet.model.config import TowerConfig
+from freshet.model.config import DAY_MS, TowerConfig
 from freshet.model.train_config import TrainConfig
 from freshet.store.lists import Gather
-
-TOWERS = ("dim", "purchases", "views", "partners")
-"""What can be set of the towers: dimensions, and how many neighbours of a relation are read (0: it is left out)."""
+from freshet.store.popularity import PopularityConfig
 
 
 class SettingsFileError(FreshetError):
@@ -25,18 +23,21 @@ class SettingsFileError(FreshetError):
 
 @dataclass(frozen=True)
 class Towers:
-    """What a settings file says of the towers; None is the default."""
+    """What a settings file says of the towers: dimensions, how many neighbours of a relation are read (0: it is left
+    out), and the half-life of popularity; None is the default."""
 
     dim: int | None = None
     purchases: int | None = None
     views: int | None = None
     partners: int | None = None
+    popularity_days: float | None = None
 
     def config(self) -> TowerConfig:
         """The towers. Raises ValueError for a number that cannot be."""
         for name, value in vars(self).items():
-            if value is not None and value < int(name == "dim"):
-                raise ValueError(f"{name} is {value}: it must be {'greater than 0' if name == 'dim' else '0 or more'}")
+            some = name in ("dim", "popularity_days")
+            if value is not None and (value <= 0 if some else value < 0):
+                raise ValueError(f"{name} is {value}: it must be {'greater than 0' if some else '0 or more'}")
         default = TowerConfig()
         user = {"purchased": self.purchases, "viewed": self.views}
         item = {"co_purchased": self.partners}
@@ -45,7 +46,13 @@ class Towers:
             dim=self.dim or default.dim,
             user=replace(default.user, outer=_of_lengths(default.user.outer, user)),
             item=replace(default.item, outer=_of_lengths(default.item.outer, item)),
+            popularity=self._popularity(),
         )
+
+    def _popularity(self) -> PopularityConfig:
+        default = PopularityConfig()
+        days = self.popularity_days
+        return default if days is None else replace(default, half_life_ms=max(1, round(days * DAY_MS)))
 
 
 def _of_lengths(reads: Mapping[str, Gather], lengths: Mapping[str, int | None]) -> dict[str, Gather]:

@@ -34,7 +34,7 @@ class TrainConfig:
 
     `start`: day zero's closed form, which a few small steps improve, or random ids (which want ten times the
     `learning_rate` and three times the `epochs`, and end lower on all that was tried). The weights that are kept hold
-    `start_share` of those of the start, which has to be the closed form (Wortsman et al. 2022, "robust fine-tuning").
+    `start_share` of those of the closed form (Wortsman et al. 2022, "robust fine-tuning"); random ids are worth none.
 
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
@@ -70,7 +70,7 @@ class TrainConfig:
     scale_learning_rate: float = 1e-2
     weight_decay: float = 0.01
     start: Literal["closed_form", "random"] = "closed_form"
-    start_share: float = 0.0
+    start_share: float = 0.3
     closed_form: DayZeroConfig = field(default_factory=DayZeroConfig)
     scale: float = 5.0
     popularity_weight: float = 0.05
@@ -97,9 +97,6 @@ class TrainConfig:
         for name in ("basket_share", "dropout", "id_dropout", "start_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
-        if self.start_share and self.start != "closed_form":
-            raise ValueError(f"start_share is {self.start_share}: random ids are worth no share; start has to be "
-                             "closed_form")  # fmt: skip
 
     def until_best(self, training: Mapping[str, Any]) -> TrainConfig:
         """To train on everything: as long as the kept weights of a validated training took, of which the card has

@@ -33,6 +33,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "towers.dim": (64, 128, 192),
     "towers.purchases": (20, 50, 100),
     "towers.partners": (10, 20, 40),
+    "towers.popularity_days": (3.0, 7.0, 20.0),
 }
 """What is tried; each holds the default. Wider embeddings and longer lists cost the worker and Redis in proportion."""
 

@@ -29,7 +29,7 @@ DAY_MS = 86_400_000
 class PopularityConfig:
     """How popularity decays, when it moves, and in which steps; part of a model, since embeddings hold it."""
 
-    half_life_ms: int = 20 * DAY_MS
+    half_life_ms: int = 7 * DAY_MS
     tick_ms: int = 3_600_000
     """Popularity is that of the newest multiple of this that event time has reached."""
     view_weight: float = 0.05

@@ -223,6 +223,19 @@ def test_ease_is_its_textbook_formula(side: str) -> None:
     np.testing.assert_allclose(system.scores(some, 10), x @ b, atol=1e-4)
 
 
+def test_low_rank_ease_adds_popularity_of_its_half_life() -> None:
+    lines = [("a", "x", 1), ("a", "y", 9), ("b", "x", 9), ("b", "z", 5), ("c", "z", 13)]
+    history = history_of([(user, product, day * DAY_MS) for user, product, day in lines])
+    found = []
+    for weight in (0.0, 0.5):
+        system = EASE("low", 2.0, rank=2, popularity=weight, popularity_days=4.0)
+        system.fit(history, 17 * DAY_MS)
+        found.append(system.scores(np.arange(3, dtype=np.int32), 17 * DAY_MS))
+    popular = {"x": 2 ** (-16 / 4) + 0.25, "y": 0.25, "z": 2 ** (-12 / 4) + 0.5}
+    want = [0.5 * np.log1p(popular[p]) for p in history.products.all_names() if p is not None]
+    np.testing.assert_allclose(found[1] - found[0], [want, want, want], atol=1e-6)
+
+
 def test_item_knn_is_a_sum_of_cosines() -> None:
     history = history_of([("a", "x", 1), ("a", "y", 1), ("b", "x", 1), ("b", "z", 1), ("c", "z", 1)])
     system = ItemKNN("knn")

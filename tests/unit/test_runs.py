@@ -19,7 +19,7 @@ from tests.unit.test_checkpoint import Interrupted, PullThePlug
 from tests.unit.test_train import FEATURES, SMALL, shop
 
 SPLIT_MS = 66 * DAY_MS
-THREE = replace(SMALL, runs=3, epochs=1)
+THREE = replace(SMALL, runs=3, epochs=1, start_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def averaged(history: History) -> Bundle:
 
 
 def test_the_weights_are_the_mean_of_runs_that_differ_in_their_seeds(history: History, averaged: Bundle) -> None:
-    alone = [trained(history, replace(SMALL, epochs=1, validate=False, seed=seed)).weights for seed in (0, 1, 2)]
+    alone = [trained(history, replace(THREE, runs=1, validate=False, seed=seed)).weights for seed in (0, 1, 2)]
     assert not np.array_equal(alone[0]["product.id"], alone[1]["product.id"])
     for name, value in averaged.weights.items():
         np.testing.assert_allclose(value, np.mean([one[name] for one in alone], axis=0), rtol=1e-5, atol=1e-6)
@@ -54,9 +54,11 @@ def test_a_share_of_the_start_stays_in_the_weights(history: History, averaged: B
         np.testing.assert_allclose(value, 0.7 * ended[name] + 0.3 * start[name], rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_closed_form_is_worth_a_share() -> None:
-    with pytest.raises(ValueError, match="start has to be closed_form"):
-        TrainConfig(start="random", start_share=0.3)
+def test_only_the_closed_form_is_worth_a_share(history: History) -> None:
+    settings = replace(THREE, runs=1, epochs=1, validate=False, start="random")
+    want, found = (trained(history, replace(settings, start_share=share)).weights for share in (0.0, 0.3))
+    for name, value in want.items():
+        np.testing.assert_array_equal(found[name], value)
     with pytest.raises(ValueError, match=r"start_share is 1\.5"):
         TrainConfig(start_share=1.5)
 
@@ -93,7 +95,7 @@ def test_an_average_that_is_worse_than_its_runs_is_not_kept(history: History, mo
     monkeypatch.setattr(runs, "_mean", nonsense)
     made = trained(history, THREE)
     assert made.card["training"]["averaged"] == 1
-    each = [trained(history, replace(SMALL, epochs=1, seed=seed)).weights["product.id"].tobytes() for seed in (0, 1, 2)]
+    each = [trained(history, replace(THREE, runs=1, seed=seed)).weights["product.id"].tobytes() for seed in (0, 1, 2)]
     assert made.weights["product.id"].tobytes() in each
     assert THREE.until_best(made.card["training"]).runs == 1
 

@@ -11,6 +11,7 @@ import pytest
 from freshet.model.config import TowerConfig
 from freshet.model.settings_file import Chosen, SettingsFileError, Towers, read_settings
 from freshet.model.train_config import TrainConfig
+from freshet.store.popularity import PopularityConfig
 
 
 def written(folder: Path, content: str | bytes) -> Path:
@@ -40,12 +41,13 @@ def test_every_setting_of_a_training_can_be_in_a_file(tmp_path: Path) -> None:
 
 
 def test_towers_read_as_many_neighbors_as_the_file_says() -> None:
-    config = Towers(dim=64, purchases=20, views=0, partners=7).config()
+    config = Towers(dim=64, purchases=20, views=0, partners=7, popularity_days=2.5).config()
     assert config.dim == 64
     assert config.user.outer["purchased"].num_neighbors == 20
     assert "viewed" not in config.user.outer
     assert config.item.outer["co_purchased"].num_neighbors == 7
     assert config.user.inner == TowerConfig().user.inner
+    assert config.popularity == replace(PopularityConfig(), half_life_ms=2.5 * 86_400_000)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_towers_read_as_many_neighbors_as_the_file_says() -> None:
         ("[1]", "is no object"),
         ('{"train": {"epochs": 3}, "worker": {}}', "worker is neither train nor towers"),
         ('{"train": {"epoch": 3}}', r"train has no setting epoch; there are .*epochs"),
-        ('{"towers": {"width": 3}}', r"towers has no setting width; there are dim, purchases, views, partners"),
+        ('{"towers": {"width": 3}}', r"towers has no setting width; there are dim, .*popularity_days"),
         ('{"train": {"epochs": "three"}}', r"Expected `int`, got `str` - at `\$\.train\.epochs`"),
         ('{"train": {"loss": "hinge"}}', r"\$\.train\.loss"),
         ('{"train": 3}', r"\$\.train"),
@@ -64,6 +66,7 @@ def test_towers_read_as_many_neighbors_as_the_file_says() -> None:
         ('{"train": {"batch_size": 0}}', "batch_size is 0: it must be greater than 0"),
         ('{"towers": {"dim": 0}}', "dim is 0: it must be greater than 0"),
         ('{"towers": {"views": -1}}', "views is -1: it must be 0 or more"),
+        ('{"towers": {"popularity_days": 0}}', "popularity_days is 0.*: it must be greater than 0"),
     ],
 )
 def test_a_bad_file_names_itself_and_the_setting(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -37,7 +37,8 @@ def test_every_value_that_is_tried_can_be_trained_with_and_the_default_is_one() 
             made = replace(getattr(Chosen(), part), **{setting: value})
             if part == "towers":
                 made.config()
-        default = {"dim": 128, "purchases": 50, "partners": 20}.get(setting, getattr(Chosen().train, setting, None))
+        towers = {"dim": 128, "purchases": 50, "partners": 20, "popularity_days": 7.0}
+        default = towers.get(setting, getattr(Chosen().train, setting, None))
         assert default in values, name
 
 

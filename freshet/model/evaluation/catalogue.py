@@ -43,7 +43,8 @@ def entries(what: TargetsOf, seed: int, budget_s: float, bundles: Mapping[str, B
         Entry("ease", {f"ridge {r:g}": _ease(r, what) for r in RIDGES}, "novel"),
         Entry("ease_own", {f"ridge {r:g}": _ease(r, what, own=1.0) for r in RIDGES}),
         Entry("ease_low_rank", {
-            f"ridge {r:g}, popularity {w:g}": _low_rank(r, w, what) for r, w in product((300.0, 1000.0), (0.01, 0.003))
+            f"ridge {r:g}, popularity {w:g} of {d:g} days": _low_rank(r, w, d, what)
+            for r, w, d in product((300.0, 1000.0), (0.01, 0.003), (20.0, 7.0))
         }, "novel"),
         Entry("als", {f"alpha {a:g}, regularization {r:g}": _factors("als", what, seed, r, a)
                       for a, r in ((1.0, 0.01), (1.0, 1.0), (10.0, 0.01))}, "novel"),
@@ -91,8 +92,10 @@ def _ease(penalty: float, what: TargetsOf, own: float = 0.0) -> Make:
     return lambda: EASE("ease_own" if own else "ease", penalty, own=own, what=what)
 
 
-def _low_rank(penalty: float, weight: float, what: TargetsOf) -> Make:
-    return lambda: EASE("ease_low_rank", penalty, rank=128, recency=0.5, popularity=weight, what=what)
+def _low_rank(penalty: float, weight: float, days: float, what: TargetsOf) -> Make:
+    return lambda: EASE(
+        "ease_low_rank", penalty, rank=128, recency=0.5, popularity=weight, popularity_days=days, what=what
+    )
 
 
 def _factors(

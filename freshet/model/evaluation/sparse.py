@@ -95,17 +95,19 @@ class EASE(_FromHistory):
 
     `own` > 0 adds `own` times what the user bought how often. `rank` > 0 takes the leading eigenvectors of the
     symmetrised B in its place; a user's products are then weighted (1 + age / 7 days)^-`recency`, and `popularity`
-    times log(1 + popularity decayed with a half-life of 20 days) is added: what an inner-product index can serve.
+    times log(1 + popularity decayed with a half-life of `popularity_days`) is added: what an inner-product index can
+    serve.
     """
 
     def __init__(
         self, name: str, penalty: float = 100.0, own: float = 0.0, rank: int = 0, recency: float = 0.0,
         popularity: float = 0.0, what: TargetsOf = "purchases", side_max: int = SIDE_MAX,
-        own_half_life_days: float | None = None,
+        popularity_days: float = 20.0,
     ) -> None:  # fmt: skip
         super().__init__(name, what)
         self.penalty, self.own, self.rank, self.recency, self.popularity = penalty, own, rank, recency, popularity
-        self.side_max, self.own_half_life_days = side_max, own_half_life_days
+        self.popularity_days = popularity_days
+        self.side_max = side_max
         self._kept: NDArray[np.int64] | None = None
         self._vectors: F32 | None = None
 
@@ -193,11 +195,10 @@ class EASE(_FromHistory):
             out = self._times(matrix(past)[users])
         else:
             out = self._low_rank(past, users)
-            decayed = _decayed_rate(past, 20.0)
+            decayed = _decayed_rate(past, self.popularity_days)
             out += self.popularity * np.log1p(decayed)
         if self.own:
-            worth = past.count if self.own_half_life_days is None else past.decayed(self.own_half_life_days)
-            out += self.own * past.dense(users, worth)
+            out += self.own * past.dense(users, past.count)
         return self._with_popular(out, users, past, popular)
 
     def _low_rank(self, past: Past, users: I32) -> F32:
