@@ -1,7 +1,8 @@
 """Settings of a training over several months: each is trained on what was before a month and ranks what came in it.
 
     python -m bench.origins LOG --cuts 2011-05-01,2011-06-01,2011-07-01,2011-08-01,2011-09-01 \\
-        --settings '{}' '{"train": {"runs": 1}}' '{"train": {"runs": 1, "start": "random", "learning_rate": 3e-3}}'
+        --settings '{}' '{"train": {"runs": 1}}' \\
+        '{"train": {"runs": 1, "start": "random", "start_share": 0, "learning_rate": 3e-3}}'
 
 A month is from one of `--cuts` to the next. Settings are what a settings file holds (`docs/training.md`); one month
 alone is too noisy to choose by. Recall@20 / MAP@12 of the towers alone, over the whole catalogue.

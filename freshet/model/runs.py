@@ -90,7 +90,7 @@ class Runs:
     def _keep(self, weights: dict[str, Tensor], start: dict[str, Tensor]) -> None:
         """The towers get `weights`, with the share of the start that the settings say."""
         share = self.settings.start_share
-        if share and self.settings.start == "closed_form":
+        if share:
             weights = {name: torch.lerp(value, start[name], share) for name, value in weights.items()}
         self.towers.load_state_dict(weights)
 

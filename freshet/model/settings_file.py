@@ -16,6 +16,9 @@ from freshet.model.train_config import TrainConfig
 from freshet.store.lists import Gather
 from freshet.store.popularity import PopularityConfig
 
+POPULARITY_DAYS_MAX = 36_500
+"""The longest half-life of popularity, in days: a century, by when nothing decays."""
+
 
 class SettingsFileError(FreshetError):
     """A settings file that cannot be read, or names what is no setting."""
@@ -38,6 +41,8 @@ class Towers:
             some = name in ("dim", "popularity_days")
             if value is not None and (value <= 0 if some else value < 0):
                 raise ValueError(f"{name} is {value}: it must be {'greater than 0' if some else '0 or more'}")
+        if self.popularity_days is not None and not self.popularity_days <= POPULARITY_DAYS_MAX:
+            raise ValueError(f"popularity_days is {self.popularity_days:g}: it is at most {POPULARITY_DAYS_MAX}")
         default = TowerConfig()
         user = {"purchased": self.purchases, "viewed": self.views}
         item = {"co_purchased": self.partners}

@@ -34,7 +34,8 @@ class TrainConfig:
 
     `start`: day zero's closed form, which a few small steps improve, or random ids (which want ten times the
     `learning_rate` and three times the `epochs`, and end lower on all that was tried). The weights that are kept hold
-    `start_share` of those of the closed form (Wortsman et al. 2022, "robust fine-tuning"); random ids are worth none.
+    `start_share` of those of the start, which has to be the closed form (Wortsman et al. 2022, "robust fine-tuning"):
+    with random ids it has to be 0.
 
     AdamW (Loshchilov and Hutter 2019) with a cosine: `learning_rate` for ids and layers, times `table_rate` for the
     tables of attributes, `scale_learning_rate` for the inverse temperature (`scale` at first) and a hundredth
@@ -97,6 +98,9 @@ class TrainConfig:
         for name in ("basket_share", "dropout", "id_dropout", "start_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        if self.start_share and self.start != "closed_form":
+            raise ValueError(f"start_share is {self.start_share}: random ids are worth no share; start has to be "
+                             "closed_form, or start_share 0")  # fmt: skip
 
     def until_best(self, training: Mapping[str, Any]) -> TrainConfig:
         """To train on everything: as long as the kept weights of a validated training took, of which the card has

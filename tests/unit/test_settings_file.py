@@ -67,6 +67,7 @@ def test_towers_read_as_many_neighbors_as_the_file_says() -> None:
         ('{"towers": {"dim": 0}}', "dim is 0: it must be greater than 0"),
         ('{"towers": {"views": -1}}', "views is -1: it must be 0 or more"),
         ('{"towers": {"popularity_days": 0}}', "popularity_days is 0.*: it must be greater than 0"),
+        ('{"towers": {"popularity_days": 1e300}}', r"popularity_days is 1e\+300: it is at most 36500"),
     ],
 )
 def test_a_bad_file_names_itself_and_the_setting(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -186,7 +186,7 @@ def test_the_fixture_checks_the_bundle(trained: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["closed_form", "random"])
 def test_both_starts_learn(history: History, start: str) -> None:
-    settings = TrainConfig(**{**vars(SMALL), "start": start, "epochs": 2, "learning_rate": 3e-3})
+    settings = TrainConfig(**{**vars(SMALL), "start": start, "start_share": 0.0, "epochs": 2, "learning_rate": 3e-3})
     trace = train(history, settings, features=FEATURES, split_ms=66 * DAY_MS).card["training"]["trace"]
     assert max(row["novel"] for row in trace) > 0.2
     assert (trace[0]["step"] == 0) == (start == "closed_form")

@@ -18,7 +18,7 @@ from tests.unit.test_train import FEATURES, SMALL, shop
 def main(folder: Path) -> None:
     """Train, and write weights and losses."""
     with joined() as peers:
-        settings = replace(SMALL, epochs=4, start="random", learning_rate=3e-3)
+        settings = replace(SMALL, epochs=4, start="random", start_share=0.0, learning_rate=3e-3)
         made = train(History.of([shop()]), settings, features=FEATURES, split_ms=66 * DAY_MS, peers=peers)
     losses = [row["loss"] for row in made.card["training"]["trace"] if "loss" in row]
     np.savez(folder / f"{peers.rank}.npz", losses=losses, **made.weights)
