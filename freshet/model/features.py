@@ -18,6 +18,7 @@ import xxhash
 
 from freshet.model.config import FeatureConfig
 from freshet.store.columns import F32, I32, Bool, ProductAttributes, UserAttributes
+from freshet.store.lists import grown
 
 Weights = Mapping[str, F32]
 
@@ -80,6 +81,19 @@ class UserCodes:
     def take(self, rows: I32 | slice) -> UserCodes:
         """The codes of some of the users."""
         return UserCodes(self.age[rows], self.geo[rows], self.signup[rows])
+
+    @staticmethod
+    def absent(n: int) -> UserCodes:
+        """The codes of n users without a profile."""
+        return UserCodes(*(np.zeros(n, dtype=np.int32) for _ in range(3)))
+
+    def grown(self, n: int) -> UserCodes:
+        """With room for n users at least; the new ones have no profile."""
+        return UserCodes(grown(self.age, n), grown(self.geo, n), grown(self.signup, n))
+
+    def put(self, rows: I32, codes: UserCodes) -> None:
+        """Write the codes of some of the users."""
+        self.age[rows], self.geo[rows], self.signup[rows] = codes.age, codes.geo, codes.signup
 
 
 @dataclass(frozen=True)

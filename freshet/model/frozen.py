@@ -1,8 +1,10 @@
 """Frozen towers: the layers of `towers.py` as dense NumPy gathers with cached first-layer states.
 
-No torch here: a worker serves from the bundle's weights alone. The caches hold, for every node, its
-feature vector `x` and its inner state in each tower that reads it from outside, so that an embedding
-costs one outer layer. Parity with the PyG layers is what the tests and `freshet verify` check.
+No torch here: a worker serves from the bundle's weights alone. The caches hold what embeddings read of other nodes:
+of a product its feature vector `x` and its inner state in each tower, of a user an inner state where the item tower
+reads its buyers, so that an embedding costs one outer layer. Of a user's own features there are the codes alone: most
+users have no profile, and a vector of theirs is three rows of small tables. Parity with the PyG layers is what the
+tests and `freshet verify` check.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from freshet.model.bundle import Bundle, Fixture
 from freshet.model.config import NEIGHBOR_OF_RELATION, Reads
 from freshet.model.features import (
+    UserCodes,
     embed_products,
     embed_sessions,
     embed_users,
@@ -24,6 +27,7 @@ from freshet.model.features import (
     user_codes,
 )
 from freshet.store import kernels
+from freshet.store.attributes import NEVER_MS
 from freshet.store.columns import F32, I32, Bool
 from freshet.store.graph import GraphStore
 from freshet.store.lanes import Lanes
@@ -88,12 +92,15 @@ class FrozenTowers:
         graph.co_purchased.freeze(bundle.frozen_counts(graph))
         self.levels = Levels(graph, bundle.frozen_popularity(graph), self.config.popularity or PopularityConfig())
         empty = np.zeros((0, self.dim), dtype=np.float32)
-        self.x_user, self.x_product = empty, empty
-        self.inner_user_product, self.inner_item_product, self.inner_item_user = empty, empty, empty
+        self.x_product, self.inner_user_product, self.inner_item_product = empty, empty, empty
+        self.inner_item_user = empty
+        """Of no rows unless products read their buyers."""
+        self._codes = UserCodes.absent(0)
         self._layers = {
             place: Layer(bundle.weights, f"{place[0]}.{place[1]}", place[2], self.config.reads(*place))
             for place in LAYERS
         }
+        self._reads_buyers = any(NEIGHBOR_OF_RELATION[relation] == "user" for relation in self.config.item.outer)
         self._given: Bool = np.zeros(0, dtype=np.bool_)
         """Products whose states another worker computes."""
         self._device_names = 0
@@ -102,7 +109,8 @@ class FrozenTowers:
 
     def rebuild(self) -> None:
         """Bring every cache up to date with the graph, from nothing."""
-        users = np.arange(len(self.graph.users), dtype=np.int32)
+        self._codes = UserCodes.absent(0)
+        users = self._with_states()
         products = np.arange(len(self.graph.products), dtype=np.int32)
         self._reserve()
         size = max(len(users), len(products))
@@ -113,15 +121,22 @@ class FrozenTowers:
                     lanes.put(partial(refresh, users[some], products[some]), little=size <= REBUILT)
         self.levels.move()
 
+    def _with_states(self) -> I32:
+        """Users of whom anything is kept: all where products read their buyers, else those with a profile."""
+        if self._reads_buyers:
+            return np.arange(len(self.graph.users), dtype=np.int32)
+        written = self.graph.user_attributes.time[: len(self.graph.users)] != NEVER_MS
+        return np.flatnonzero(written).astype(np.int32)
+
     # --- caches ---------------------------------------------------------------------------------
 
     def refresh_features(self, users: I32, products: I32) -> None:
-        """Recompute the feature vectors `x` of these nodes."""
+        """Bring the features of these nodes up to date: codes of users, vectors `x` of products."""
         self._reserve()
         weights, features = self.bundle.weights, self.bundle.features
         for part in _chunks(users):
             codes = user_codes(self.graph.user_attributes.take(part), features, self.bundle.vocabulary)
-            self.x_user[part] = embed_users(weights, codes)
+            self._codes.put(part, codes)
         for part in _chunks(self._not_given(products)):
             ids = self.graph.products.names(part)
             attributes = self.graph.product_attributes.take(part)
@@ -135,7 +150,7 @@ class FrozenTowers:
             blocks: dict[tuple[str, Gather], Block] = {}
             self.inner_user_product[part] = self._inner("user", "product", part, blocks)
             self.inner_item_product[part] = self._inner("item", "product", part, blocks)
-        for part in _chunks(users):
+        for part in _chunks(users) if self._reads_buyers else ():
             self.inner_item_user[part] = self._inner("item", "user", part, {})
 
     def states(self, products: I32) -> tuple[F32, F32]:
@@ -155,8 +170,9 @@ class FrozenTowers:
     def _reserve(self) -> None:
         users, products = len(self.graph.users), len(self.graph.products)
         self._given = grown(self._given, products, False)
-        self.x_user = grown(self.x_user, users)
-        self.inner_item_user = grown(self.inner_item_user, users)
+        self._codes = self._codes.grown(users)
+        if self._reads_buyers:
+            self.inner_item_user = grown(self.inner_item_user, users)
         self.x_product = grown(self.x_product, products)
         self.inner_user_product = grown(self.inner_user_product, products)
         self.inner_item_product = grown(self.inner_item_product, products)
@@ -208,7 +224,10 @@ class FrozenTowers:
     def _inner(self, tower: TowerName, node: str, nodes: I32, blocks: dict[tuple[str, Gather], Block]) -> F32:
         layer = self._layers[tower, "inner", node]
         inputs = layer.inputs(nodes.shape[0])
-        inputs[:, : self.dim] = (self.x_user if node == "user" else self.x_product)[nodes]
+        if node == "user":
+            inputs[:, : self.dim] = embed_users(self.bundle.weights, self._codes.take(nodes))
+        else:
+            inputs[:, : self.dim] = self.x_product[nodes]
         for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
             self._mean(relation, gather, nodes, self.x_product, blocks, inputs, i)
         return self._activate(layer.apply(inputs))
