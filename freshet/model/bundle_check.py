@@ -28,7 +28,8 @@ NEIGHBORS_MAX = 65_535
 """Longest list that a graph keeps."""
 CODES_MAX = 4_096
 """Most category levels, and words of a description, of one product."""
-BUCKETS_MAX = 2**31 - 1
+BUCKETS_MAX = 2**21
+"""Rows of a table: the codes of a user fit into one number (`UserCodes.joint`)."""
 STEPS_MAX = 1_000_000
 TIME_MS_MAX = 253_402_300_799_999
 """9999-12-31, which no event is after."""
@@ -80,7 +81,7 @@ def check_config(config: TowerConfig, features: FeatureConfig) -> None:
         _require(sound and _amounts([p.view_weight]), "popularity has a setting out of range")
     for name, value in vars(features).items():
         if name.endswith("_buckets"):
-            _require(3 <= value <= BUCKETS_MAX, f"{name} is {value}: it has to be at least 3")
+            _require(3 <= value <= BUCKETS_MAX, f"{name} is {value}: it has to be from 3 to {BUCKETS_MAX}")
         else:
             low = 0 if name == "description_dim" else 1
             _require(low <= value <= CODES_MAX, f"{name} is {value}: it has to be from {low} to {CODES_MAX}")

@@ -60,21 +60,28 @@ class Layer:
 
     def __init__(self, weights: Mapping[str, F32], prefix: str, node: str, reads: Reads) -> None:
         self.reads = dict(reads)
-        parts = [weights[f"{prefix}.self.{node}"], *(weights[f"{prefix}.{r}"] for r in self.reads)]
-        self.matrices: list[F32] = [np.ascontiguousarray(part, dtype=np.float32) for part in parts]
+        self.own_matrix = _dense(weights[f"{prefix}.self.{node}"])
+        self.matrices = [_dense(weights[f"{prefix}.{relation}"]) for relation in self.reads]
         self.bias: F32 = weights[f"{prefix}.bias.{node}"].astype(np.float32)
-        self.dim = int(self.matrices[0].shape[1])
+        self.dim = int(self.own_matrix.shape[1])
 
-    def inputs(self, n: int) -> F32:
-        """Room for the own states and one neighbourhood mean a relation, [n, (1 + relations) * dim]."""
-        return np.zeros((n, (1 + len(self.reads)) * self.dim), dtype=np.float32)
+    def own(self, states: F32) -> F32:
+        """What nodes of these states [n, dim] bring themselves, [n, dim]."""
+        return self.bias + states @ self.own_matrix
 
-    def apply(self, inputs: F32) -> F32:
-        """[n, (1 + relations) * dim] -> [n, dim]."""
-        out = np.tile(self.bias, (inputs.shape[0], 1))
+    def means(self, n: int) -> F32:
+        """Room for a neighbourhood mean a relation, [n, relations * dim]."""
+        return np.zeros((n, len(self.reads) * self.dim), dtype=np.float32)
+
+    def apply(self, own: F32, means: F32) -> F32:
+        """What nodes bring themselves [n, dim], which is written to, and their neighbours, [n, relations * dim]."""
         for i, matrix in enumerate(self.matrices):
-            out += inputs[:, i * self.dim : (i + 1) * self.dim] @ matrix
-        return out
+            own += means[:, i * self.dim : (i + 1) * self.dim] @ matrix
+        return own
+
+
+def _dense(matrix: F32) -> F32:
+    return np.ascontiguousarray(matrix, dtype=np.float32)
 
 
 class FrozenTowers:
@@ -186,15 +193,23 @@ class FrozenTowers:
             part = users[start : start + CHUNK]
             blocks: dict[tuple[str, Gather], Block] = {}
             layer = self._layers["user", "outer", "user"]
-            inputs = layer.inputs(part.shape[0])
-            inputs[:, : self.dim] = self._inner("user", "user", part, blocks)
-            for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
+            means = layer.means(part.shape[0])
+            for i, (relation, gather) in enumerate(layer.reads.items()):
                 if relation == "has_session":
-                    inputs[:, i * self.dim : (i + 1) * self.dim] = self._session_mean(part, gather)
+                    means[:, i * self.dim : (i + 1) * self.dim] = self._session_mean(part, gather)
                 else:
-                    self._mean(relation, gather, part, self.inner_user_product, blocks, inputs, i)
-            out[start : start + CHUNK] = self._finished(layer.apply(inputs), None)
+                    self._mean(relation, gather, part, self.inner_user_product, blocks, means, i)
+            own = self._own(layer, part, blocks)
+            out[start : start + CHUNK] = self._finished(layer.apply(own, means), None)
         return out
+
+    def _own(self, layer: Layer, users: I32, blocks: dict[tuple[str, Gather], Block]) -> F32:
+        """What users bring to the outer layer themselves, [n, dim]. Where they read nobody, it is a function of their
+        codes, and computed once for all who share them: most have no profile."""
+        if self._layers["user", "inner", "user"].reads:
+            return layer.own(self._inner("user", "user", users, blocks))
+        _, one, which = np.unique(self._codes.take(users).joint(), return_index=True, return_inverse=True)
+        return layer.own(self._inner("user", "user", users[one], blocks))[which]
 
     def encode_products(self, products: I32) -> F32:
         """Embeddings of these products, [n, dim] float32."""
@@ -202,13 +217,13 @@ class FrozenTowers:
         for start in range(0, products.shape[0], CHUNK):
             part = products[start : start + CHUNK]
             layer = self._layers["item", "outer", "product"]
-            inputs = layer.inputs(part.shape[0])
-            inputs[:, : self.dim] = self.inner_item_product[part]
-            for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
+            means = layer.means(part.shape[0])
+            for i, (relation, gather) in enumerate(layer.reads.items()):
                 of_users = NEIGHBOR_OF_RELATION[relation] == "user"
                 table = self.inner_item_user if of_users else self.inner_item_product
-                self._mean(relation, gather, part, table, {}, inputs, i)
-            out[start : start + CHUNK] = self._finished(layer.apply(inputs), part)
+                self._mean(relation, gather, part, table, {}, means, i)
+            own = layer.own(self.inner_item_product[part])
+            out[start : start + CHUNK] = self._finished(layer.apply(own, means), part)
         return out
 
     def _finished(self, states: F32, products: I32 | None) -> F32:
@@ -223,25 +238,22 @@ class FrozenTowers:
 
     def _inner(self, tower: TowerName, node: str, nodes: I32, blocks: dict[tuple[str, Gather], Block]) -> F32:
         layer = self._layers[tower, "inner", node]
-        inputs = layer.inputs(nodes.shape[0])
-        if node == "user":
-            inputs[:, : self.dim] = embed_users(self.bundle.weights, self._codes.take(nodes))
-        else:
-            inputs[:, : self.dim] = self.x_product[nodes]
-        for i, (relation, gather) in enumerate(layer.reads.items(), start=1):
-            self._mean(relation, gather, nodes, self.x_product, blocks, inputs, i)
-        return self._activate(layer.apply(inputs))
+        x = embed_users(self.bundle.weights, self._codes.take(nodes)) if node == "user" else self.x_product[nodes]
+        means = layer.means(nodes.shape[0])
+        for i, (relation, gather) in enumerate(layer.reads.items()):
+            self._mean(relation, gather, nodes, self.x_product, blocks, means, i)
+        return self._activate(layer.apply(layer.own(x), means))
 
     def _mean(
         self, relation: str, gather: Gather, nodes: I32, table: F32,
-        blocks: dict[tuple[str, Gather], Block], inputs: F32, place: int,
+        blocks: dict[tuple[str, Gather], Block], means: F32, place: int,
     ) -> None:  # fmt: skip
-        """Write the weighted mean over one relation into its columns of `inputs`."""
+        """Write the weighted mean over one relation into its columns of `means`."""
         key = (relation, gather)
         if key not in blocks:
             blocks[key] = read_block(self.graph, relation, gather, nodes)
         block = blocks[key]
-        kernels.weighted_sum(table, block.nbr, block.weight, inputs, place * self.dim)
+        kernels.weighted_sum(table, block.nbr, block.weight, means, place * self.dim)
 
     def _session_mean(self, users: I32, gather: Gather) -> F32:
         """Mean of the inner states of each user's newest sessions, [n, dim]."""
@@ -252,11 +264,11 @@ class FrozenTowers:
         out = np.zeros((users.shape[0], self.dim), dtype=np.float32)
         if not row.shape[0]:
             return out
-        inputs = layer.inputs(row.shape[0])
-        inputs[:, : self.dim] = self._session_x(block.device[row, place], block.duration_s[row, place])
+        own = layer.own(self._session_x(block.device[row, place], block.duration_s[row, place]))
+        means = layer.means(row.shape[0])
         if "contains" in layer.reads:
-            kernels.weighted_sum(self.x_product, block.nbr[row, place], block.weight[row, place], inputs, self.dim)
-        states = self._activate(layer.apply(inputs))
+            kernels.weighted_sum(self.x_product, block.nbr[row, place], block.weight[row, place], means, 0)
+        states = self._activate(layer.apply(own, means))
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         out[row[starts]] = np.add.reduceat(states, starts, axis=0) / block.count[row[starts], None]
         return out
