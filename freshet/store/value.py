@@ -93,20 +93,6 @@ class _Raw(msgspec.Struct, gc=False):
     bought: Sequence[tuple[str, int, int, float]]
 
 
-class _Packed(msgspec.Struct, gc=False):
-    """The same map, of lists that are MessagePack already."""
-
-    seq: str
-    v: bytes
-    dim: int
-    model: str
-    event_ts: int
-    written_ts: int
-    src: tuple[str, int, int] | None
-    recent: msgspec.Raw
-    bought: msgspec.Raw
-
-
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Raw)
 
@@ -118,15 +104,6 @@ def encode_value(
 ) -> bytes:  # fmt: skip
     """The bytes of a value; `v` are `dim` little-endian float32, `recent` and `bought` are newest first."""
     return _encoder.encode(_Raw(_text(seq), v, dim, model, event_ts, written_ts, src, recent, bought))
-
-
-def encode_packed(
-    v: bytes, dim: int, model: str, seq: Seq, event_ts: int, written_ts: int, src: tuple[str, int, int] | None,
-    recent: memoryview, bought: memoryview,
-) -> bytes:  # fmt: skip
-    """As `encode_value`, of lists that are MessagePack already (`packed.py`)."""
-    lists = msgspec.Raw(recent), msgspec.Raw(bought)
-    return _encoder.encode(_Packed(_text(seq), v, dim, model, event_ts, written_ts, src, *lists))
 
 
 def decode_value(raw: bytes) -> EmbeddingValue:

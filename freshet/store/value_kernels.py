@@ -1,4 +1,4 @@
-"""The compiled loops over what a value lists: what a user bought, and the MessagePack of both lists.
+"""The compiled loops over values: what a user did last and bought, and the MessagePack of whole values.
 
 As in `kernels.py`, every kernel is a pure function of its arrays and writes only to those its docstring names.
 """
@@ -10,8 +10,19 @@ from numba import njit
 
 from freshet.store.kernels import expect, wrapped
 from freshet.store.prefetch import prefetch
+from freshet.store.value import SEQ_DIGITS
 
 DAYS_30_MS = 30.0 * 86_400_000.0
+ZERO = ord("0")
+LIST_HEAD = 3
+"""Bytes of the head of a list of up to 65,535 entries."""
+OF_BOUGHT = 1 + 5 + 9 + 5
+"""Bytes of an entry of `bought` besides the name: its head, a uint32, an int64 and a float32."""
+OF_RECENT = 1 + 9
+"""Bytes of an entry of `recent` besides both texts."""
+OF_INT64 = 9
+OF_RECORD = 5 + 9
+"""Bytes of a source besides its topic: a uint32 and an int64."""
 
 
 @njit(cache=True, nogil=True)
@@ -130,19 +141,28 @@ def gather_latest(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def packed_ends(product, start, fixed, out):  # type: ignore[no-untyped-def]
-    """Where the list of each row ends when rows are packed one after the other; an entry is its product's packed name
-    and `fixed` [rows, k] bytes. `start` [names + 1] int64. Writes `out` [n] int64."""
+def value_ends(  # type: ignore[no-untyped-def]
+    size, recent_product, recent_kind, bought_product, name_start, kind_start, out
+):
+    """Where each value ends when values are packed one after the other (`pack_values`); `size` [n] int64 is what each
+    has besides its two lists. Writes `out` [n] int64."""
     total = np.int64(0)
-    for i in range(product.shape[0]):
-        if i + 1 < product.shape[0]:
-            for c in range(product.shape[1]):
-                prefetch(start, max(0, product[i + 1, c]), 0)
-        total += 3
-        for c in range(product.shape[1]):
-            p = product[i, c]
+    for i in range(recent_product.shape[0]):
+        if i + 1 < recent_product.shape[0]:
+            for c in range(recent_product.shape[1]):
+                prefetch(name_start, max(0, recent_product[i + 1, c]), 0)
+            for c in range(bought_product.shape[1]):
+                prefetch(name_start, max(0, bought_product[i + 1, c]), 0)
+        total += size[i] + 2 * LIST_HEAD
+        for c in range(recent_product.shape[1]):
+            p = recent_product[i, c]
             if p >= 0:
-                total += start[p + 1] - start[p] + fixed[i, c]
+                kind = recent_kind[i, c]
+                total += name_start[p + 1] - name_start[p] + kind_start[kind + 1] - kind_start[kind] + OF_RECENT
+        for c in range(bought_product.shape[1]):
+            p = bought_product[i, c]
+            if p >= 0:
+                total += name_start[p + 1] - name_start[p] + OF_BOUGHT
         out[i] = total
 
 
@@ -155,6 +175,22 @@ def _put(out, at, value, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _put_int64(out, at, value):  # type: ignore[no-untyped-def]
+    """A MessagePack int64; returns the place after it."""
+    out[at] = 0xD3
+    return _put(out, at + 1, value, 8)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _put_part(out, at, data, start, i):  # type: ignore[no-untyped-def]
+    """The i-th part of `data`, whose parts begin at `start`; returns the place after it."""
+    for b in range(start[i], start[i + 1]):
+        out[at] = data[b]
+        at += 1
+    return at
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _expect_names(product, i, start, names):  # type: ignore[no-untyped-def]
     """Ask in advance for the names of row `i`, where there is one."""
     if i < product.shape[0]:
@@ -163,59 +199,68 @@ def _expect_names(product, i, start, names):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def pack_recent(product, kind, time, start, names, kind_start, kind_names, ends, out):  # type: ignore[no-untyped-def]
-    """MessagePack lists of `[product, kind, time]`. `names` (from `start`) and `kind_names` (from `kind_start`) are
-    packed texts; `ends` are of `packed_ends`. Writes `out` [ends[-1]] uint8."""
+def pack_values(  # type: ignore[no-untyped-def]
+    fixed, fixed_start, vector, fence, event_time, src, src_start, src_topic, src_partition, src_offset,
+    recent_product, recent_kind, recent_time, bought_product, bought_count, bought_time, bought_decayed,
+    names, name_start, kinds, kind_start, ends, out,
+):  # fmt: skip
+    """Whole values as MessagePack, one after the other.
+
+    `fixed` (from `fixed_start`) holds what all of them share: what stands before the fence, the vector, `event_ts`,
+    `src`, `recent` and `bought`. `vector` [n, bytes] uint8; `src` (from `src_start`) heads of sources with their
+    topics, the last without one; `names` and `kinds` are packed texts; `bought_decayed` the bits of float32, [n, k]
+    uint32; `ends` are of `value_ends`. Writes `out` [ends[-1]] uint8.
+    """
     at = np.int64(0)
-    for i in range(product.shape[0]):
-        _expect_names(product, i + 1, start, names)
+    for i in range(fence.shape[0]):
+        _expect_names(recent_product, i + 1, name_start, names)
+        _expect_names(bought_product, i + 1, name_start, names)
+        at = _put_part(out, at, fixed, fixed_start, 0)
+        left = fence[i]
+        for b in range(SEQ_DIGITS):
+            out[at + SEQ_DIGITS - 1 - b] = ZERO + left % 10
+            left //= 10
+        at = _put_part(out, at + SEQ_DIGITS, fixed, fixed_start, 1)
+        for b in range(vector.shape[1]):
+            out[at + b] = vector[i, b]
+        at = _put_part(out, at + vector.shape[1], fixed, fixed_start, 2)
+        at = _put_int64(out, at, event_time[i])
+        at = _put_part(out, at, fixed, fixed_start, 3)
+        at = _put_part(out, at, src, src_start, src_topic[i])
+        if src_topic[i] < src_start.shape[0] - 2:
+            out[at] = 0xCE
+            at = _put(out, at + 1, np.int64(src_partition[i]), 4)
+            at = _put_int64(out, at, src_offset[i])
+        at = _put_part(out, at, fixed, fixed_start, 4)
         head = at
-        at += 3
+        at += LIST_HEAD
         n = 0
-        for c in range(product.shape[1]):
-            p = product[i, c]
+        for c in range(recent_product.shape[1]):
+            p = recent_product[i, c]
             if p < 0:
                 continue
             n += 1
             out[at] = 0x93
-            at += 1
-            for b in range(start[p], start[p + 1]):
-                out[at] = names[b]
-                at += 1
-            for b in range(kind_start[kind[i, c]], kind_start[kind[i, c] + 1]):
-                out[at] = kind_names[b]
-                at += 1
-            out[at] = 0xD3
-            at = _put(out, at + 1, time[i, c], 8)
+            at = _put_part(out, at + 1, names, name_start, p)
+            at = _put_part(out, at, kinds, kind_start, recent_kind[i, c])
+            at = _put_int64(out, at, recent_time[i, c])
         out[head] = 0xDC
         _put(out, head + 1, n, 2)
-
-
-@njit(cache=True, nogil=True)
-def pack_bought(product, count, time, decayed, start, names, ends, out):  # type: ignore[no-untyped-def]
-    """MessagePack lists of `[product, count, time, decayed]`, the last as the bits of a float32, [n, k] uint32; see
-    `pack_recent`. Writes `out` [ends[-1]] uint8."""
-    at = np.int64(0)
-    for i in range(product.shape[0]):
-        _expect_names(product, i + 1, start, names)
+        at = _put_part(out, at, fixed, fixed_start, 5)
         head = at
-        at += 3
+        at += LIST_HEAD
         n = 0
-        for c in range(product.shape[1]):
-            p = product[i, c]
+        for c in range(bought_product.shape[1]):
+            p = bought_product[i, c]
             if p < 0:
                 continue
             n += 1
             out[at] = 0x94
-            at += 1
-            for b in range(start[p], start[p + 1]):
-                out[at] = names[b]
-                at += 1
+            at = _put_part(out, at + 1, names, name_start, p)
             out[at] = 0xCE
-            at = _put(out, at + 1, np.int64(count[i, c]), 4)
-            out[at] = 0xD3
-            at = _put(out, at + 1, time[i, c], 8)
+            at = _put(out, at + 1, np.int64(bought_count[i, c]), 4)
+            at = _put_int64(out, at, bought_time[i, c])
             out[at] = 0xCA
-            at = _put(out, at + 1, np.int64(decayed[i, c]), 4)
+            at = _put(out, at + 1, np.int64(bought_decayed[i, c]), 4)
         out[head] = 0xDC
         _put(out, head + 1, n, 2)

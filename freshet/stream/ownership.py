@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from freshet.store.columns import I32, Bool
+from freshet.store.columns import I32, I64, Bool
 from freshet.store.ids import IdMap
 from freshet.store.lists import grown
 from freshet.stream.placement import partitions_of
@@ -12,6 +12,9 @@ from freshet.stream.topics import partition_of
 
 UNKNOWN = -1
 """Partition of a user whose name was dropped before anybody asked."""
+
+NOT_OWNED = -1
+"""In place of a token."""
 
 
 class Ownership:
@@ -23,6 +26,7 @@ class Ownership:
         self._users = users
         self._partition: I32 = np.zeros(0, dtype=np.int32)
         self._placed = 0
+        self._fence: I64 = np.full(partitions + 1, NOT_OWNED, dtype=np.int64)
         self._owned: Bool = np.zeros(partitions + 1, dtype=np.bool_)  # one more, for UNKNOWN
 
     @classmethod
@@ -34,12 +38,13 @@ class Ownership:
 
     def grant(self, partition: int, fence: int) -> None:
         """Own a partition: its users are written with this token from now on."""
-        self.fences[partition] = fence
+        self.fences[partition] = self._fence[partition] = fence
         self._owned[partition] = True
 
     def drop(self, partition: int) -> None:
         """Own a partition no more: nothing of its users is written."""
         self.fences.pop(partition, None)
+        self._fence[partition] = NOT_OWNED
         self._owned[partition] = False
 
     def of(self, users: I32) -> I32:
@@ -47,6 +52,10 @@ class Ownership:
         if self._placed < len(self._users):
             self._place_new()
         return self._partition[users]
+
+    def fences_of(self, users: I32) -> I64:
+        """The token of each user's partition, [n] int64; negative where it is not owned."""
+        return self._fence[self.of(users)]
 
     def of_name(self, user_id: str) -> int:
         """The partition of a user that need not be known."""

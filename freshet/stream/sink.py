@@ -21,9 +21,9 @@ from freshet.store.embeddings import EmbeddingStore, Landing, NamedBlobs, StoreU
 from freshet.store.graph import GraphStore
 from freshet.store.index import ItemIndex
 from freshet.store.lists import grown
-from freshet.store.packed import PackedNames
+from freshet.store.packed import Sources, ValuePacker
 from freshet.store.recent import bought, recent
-from freshet.store.value import MODEL_HEADER, SEQ_HEADER, Seq, encode_packed, encode_value
+from freshet.store.value import MODEL_HEADER, SEQ_HEADER, Seq, encode_value
 from freshet.stream.decode import Decoded
 from freshet.stream.ownership import Ownership
 from freshet.stream.product_states import state_records
@@ -126,7 +126,7 @@ class Sink:
         self.unavailable_since: float | None = None
         self._flight: _Flight | None = None
         self._step = 0
-        self._packed = PackedNames(graph.products)
+        self._packer = ValuePacker(graph.products, model_version, dim)
         self._wall = wall
         self.should_stop = should_stop
         self.sleep = sleep
@@ -305,22 +305,10 @@ class Sink:
 
     def _values(self, users: I32, vectors: F32) -> list[bytes]:
         seen = recent(self.graph, users, self.settings.recent_max)
-        recents = self._packed.recent(seen)
-        boughts = self._packed.bought(bought(self.graph, users, self.settings.bought_max))
-        step, now = self.next_step(), int(self._wall() * 1e3)
-        fences = self.ownership.fences
-        seqs = [Seq(fences[partition], step) for partition in self.ownership.of(users).tolist()]
-        rows = np.ascontiguousarray(vectors, dtype="<f4")
-        rest = zip(seen.event_time.tolist(), self._sources(users), recents, boughts, strict=True)
-        return [  # each value is a MessagePack map of its own
-            encode_packed(rows[i].tobytes(), self.dim, self.model_version, seqs[i], event_ts, now, src, latest, counts)
-            for i, (event_ts, src, latest, counts) in enumerate(rest)
-        ]
-
-    def _sources(self, users: I32) -> list[tuple[str, int, int] | None]:
-        """Where the record stands that named each user last."""
-        topic, partition, offset = (a[users].tolist() for a in (self._src_topic, self._src_partition, self._src_offset))
-        return [None if t < 0 else (self._topics[t], p, o) for t, p, o in zip(topic, partition, offset, strict=True)]
+        found = bought(self.graph, users, self.settings.bought_max)
+        sources = Sources(self._topics, self._src_topic[users], self._src_partition[users], self._src_offset[users])
+        fences = self.ownership.fences_of(users)
+        return self._packer.pack(vectors, fences, self.next_step(), int(self._wall() * 1e3), sources, seen, found)
 
     def _reserve(self) -> None:
         users = len(self.graph.users)

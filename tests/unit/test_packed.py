@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 
 import msgpack
 import numpy as np
 import pytest
 
-from freshet.store.columns import EventColumns, PurchaseColumns, ViewColumns
+from freshet.store.columns import I32, EventColumns, PurchaseColumns, ViewColumns
 from freshet.store.graph import GraphLimits, GraphStore
-from freshet.store.packed import PackedNames
+from freshet.store.packed import Sources, ValuePacker
 from freshet.store.recent import KINDS, bought, recent
+from freshet.store.value import Seq, decode_value
 
 DAY_MS = 86_400_000
 
@@ -61,23 +63,44 @@ def test_bought_is_what_a_plain_reading_of_the_lists_finds(seed: int, k: int) ->
         assert list(got) == want
 
 
-def test_lists_are_packed_as_any_library_packs_them_and_new_names_are_learned() -> None:
+def packed(packer: ValuePacker, graph: GraphStore, users: I32, sources: Sources | None = None) -> list[bytes]:
+    n = users.shape[0]
+    vectors = np.arange(n * 3, dtype=np.float32).reshape(n, 3)
+    nowhere = Sources([], np.full(n, -1, np.int16), np.zeros(n, np.int32), np.zeros(n, np.int64))
+    fences = np.arange(7, 7 + n, dtype=np.int64)
+    seen, own = recent(graph, users, 7), bought(graph, users, 64)
+    return packer.pack(vectors, fences, 12, 1_500_000_000_000, sources or nowhere, seen, own)
+
+
+def test_values_are_what_any_library_packs_and_new_names_are_learned() -> None:
     names = ["tea", "käse", "x" * 31, "y" * 32, "z" * 256]
     graph, _ = shop(1, 100, names[:3], GraphLimits())
-    packed = PackedNames(graph.products)
+    packer = ValuePacker(graph.products, "m" * 40, 3)
     users = np.arange(len(graph.users), dtype=np.int32)
+    topics = ["views", "freshet.events.purchase"]
+    place = np.array([0, 1, -1, 1, 0, 1], dtype=np.int16)[: users.shape[0]]
+    sources = Sources(topics, place, np.array([3, 2**31 - 1, 0, 0, 1, 2], np.int32)[: users.shape[0]],
+                      np.array([2**62, 5, 0, 0, 1, 2], np.int64)[: users.shape[0]])  # fmt: skip
     for _ in range(2):
         seen, own = recent(graph, users, 7), bought(graph, users, 64)
-        for row, (a, b) in enumerate(zip(packed.recent(seen), packed.bought(own), strict=True)):
+        for row, raw in enumerate(packed(packer, graph, users, sources)):
             there = seen.product[row] >= 0
             products = graph.products.names(seen.product[row][there])
-            what = zip(products, seen.kind[row][there], seen.time[row][there].tolist())
-            assert msgpack.unpackb(bytes(a)) == [[name, KINDS[kind], time] for name, kind, time in what]
+            latest = zip(products, seen.kind[row][there], seen.time[row][there].tolist())
             there = own.product[row] >= 0
             products = graph.products.names(own.product[row][there])
             columns = (own.count, own.time, own.decayed)
-            want = zip(products, *(column[row][there].tolist() for column in columns), strict=True)
-            assert msgpack.unpackb(bytes(b)) == [list(entry) for entry in want]
+            counts = zip(products, *(column[row][there].tolist() for column in columns), strict=True)
+            src = [topics[place[row]], int(sources.partition[row]), int(sources.offset[row])]
+            want = {
+                "seq": f"{7 + row:016d}.{12:016d}", "v": struct.pack("<3f", *range(3 * row, 3 * row + 3)), "dim": 3,
+                "model": "m" * 40, "event_ts": int(seen.event_time[row]), "written_ts": 1_500_000_000_000,
+                "src": None if place[row] < 0 else src,
+                "recent": [[name, KINDS[kind], time] for name, kind, time in latest],
+                "bought": [list(entry) for entry in counts],
+            }  # fmt: skip
+            assert list(msgpack.unpackb(raw).items()) == list(want.items())
+            assert decode_value(raw).seq == Seq(7 + row, 12)
         more = PurchaseColumns(
             ["u0", "u0"], names[3:], np.array([400 * DAY_MS] * 2), np.array([9001, 9002], np.uint64),
             np.ones(2, np.float32), np.zeros(2, np.bool_), np.arange(3, dtype=np.int64),
@@ -85,13 +108,26 @@ def test_lists_are_packed_as_any_library_packs_them_and_new_names_are_learned() 
         graph.apply(EventColumns(purchases=more))
 
 
-def test_a_user_without_anything_has_empty_lists() -> None:
+def test_a_user_without_anything_has_empty_lists_and_nobody_has_no_value() -> None:
     graph = GraphStore()
-    packed = PackedNames(graph.products)
     graph.users.intern(["nobody"])
     graph.purchased.reserve(1, 1)
     graph.viewed.reserve(1, 1)
+    graph.sessions.reserve(1, 1)
+    packer = ValuePacker(graph.products, "m", 3)
     nobody = np.zeros(1, np.int32)
-    own = bought(graph, nobody, 4)
-    assert [msgpack.unpackb(bytes(part)) for part in packed.bought(own)] == [[]]
-    assert packed.bought(bought(graph, nobody[:0], 4)) == []
+    value = decode_value(packed(packer, graph, nobody)[0])
+    assert (value.recent, value.bought, value.src, value.event_ts) == ([], [], None, -1)
+    assert packed(packer, graph, nobody[:0]) == []
+
+
+@pytest.mark.parametrize(("fence", "step"), [(-1, 1), (10**16, 1), (1, 10**16)])
+def test_a_token_without_a_place_in_a_seq_is_refused(fence: int, step: int) -> None:
+    graph, _ = shop(1, 20, ["tea"], GraphLimits())
+    one = np.zeros(1, np.int32)
+    seen, own = recent(graph, one, 7), bought(graph, one, 7)
+    nowhere = Sources([], np.full(1, -1, np.int16), one, np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="cannot be written"):
+        ValuePacker(graph.products, "m", 3).pack(
+            np.zeros((1, 3), np.float32), np.array([fence]), step, 5, nowhere, seen, own
+        )
