@@ -214,11 +214,8 @@ class GraphStore:
 
         A hash stays, to refuse late events. Writes `forgotten` and `forgotten_ids` of `touched`.
         """
-        asked.update(
-            name
-            for number in touched.new_users.tolist()
-            if self.forgotten_until[number] != NEVER_MS and (name := self.users.name(number)) is not None
-        )
+        returned = touched.new_users[self.forgotten_until[touched.new_users] != NEVER_MS]
+        asked.update(name for name in self.users.names(returned) if name is not None)
         gone = []
         for name in sorted(asked):
             user = self.users.get(name)

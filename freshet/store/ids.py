@@ -46,20 +46,26 @@ class IdMap:
         numbers = np.fromiter(map(self._number.get, ids, repeat(-1)), np.int32, len(ids))
         unknown = np.flatnonzero(numbers < 0)
         if unknown.shape[0]:
-            new = [ids[i] for i in unknown.tolist()]
-            self._add(list(dict.fromkeys(new)))
-            numbers[unknown] = np.fromiter(map(self._number.__getitem__, new), np.int32, len(new))
+            new = ids if unknown.shape[0] == len(ids) else [ids[i] for i in unknown.tolist()]
+            numbers[unknown] = self._add(new)
         return numbers
 
-    def _add(self, new: list[str]) -> None:
-        """Number these ids, all different and none known."""
+    def _add(self, new: Sequence[str]) -> I32:
+        """Number these ids, none of them known; the numbers [n], of an id that is there twice the same."""
         known = len(self._name)
-        self._number.update(zip(new, range(known, known + len(new)), strict=True))
-        self._name.extend(new)
+        number_of = dict(zip(new, range(known, known + len(new)), strict=True))
+        if len(number_of) < len(new):
+            number_of = dict(zip(dict.fromkeys(new), range(known, known + len(new)), strict=False))
+            numbers = np.fromiter(map(number_of.__getitem__, new), np.int32, len(new))
+        else:
+            numbers = np.arange(known, known + len(new), dtype=np.int32)
+        self._number.update(number_of)
+        self._name.extend(number_of)
         if len(self._name) > self._hash.shape[0]:
             room = max(len(self._name), 2 * self._hash.shape[0])
             self._hash = np.concatenate([self._hash, np.zeros(room - self._hash.shape[0], dtype=np.uint64)])
-        self._hash[known : len(self._name)] = hash_ids(new)
+        self._hash[known : len(self._name)] = hash_ids(list(number_of))
+        return numbers
 
     def get(self, name: str) -> int | None:
         """The number of `name`, or None when it was never seen (or was forgotten)."""
