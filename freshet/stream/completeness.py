@@ -7,12 +7,15 @@ fresh updates. Readers are pointed to a version when the sentinels of all its sc
 A store that has lost its data has forgotten tokens, too. A worker that was replaced and has not heard of it goes on
 then, and readers of the changelogs, who believe the greatest token they have seen, would not take what it sends: so it
 takes a token anew. Not so where the group says whose a partition is, and knows better than who comes last.
+
+Products are not in the store: readers have them from the changelog, which it did not lose. So where all of them had
+been sent, they count as whole at once, and are sent again, with the new token, behind the users.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -86,7 +89,7 @@ class Completeness:
             self.serves.add(scope)
             if scope != ITEMS:
                 self.sink.ownership.grant(partition_in(scope), fence)
-        for scope in sorted(self.serves) if changed else fences:
+        for scope in self._in_turn(self.serves) if changed else fences:
             self._write_again(scope, changed)
         self.rewrites.compare(self.sink.held_users())
 
@@ -103,7 +106,7 @@ class Completeness:
         """Where the store has lost what was written, or may have, have it written again."""
         self.sink.interrupted = False
         changed = self._look()
-        lost = [s for s in sorted(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
+        lost = [s for s in self._in_turn(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
         for scope in lost:
             logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
             self._write_again(scope, changed)
@@ -133,12 +136,18 @@ class Completeness:
         former, self._incarnation = self._incarnation, self.sink.insist(self.serving.incarnation)
         return former is not None and former != self._incarnation
 
+    def _in_turn(self, scopes: Iterable[str]) -> list[str]:
+        """What is in the store first."""
+        return sorted(scopes, key=lambda scope: (scope == ITEMS, scope))
+
     def _write_again(self, scope: str, changed: bool) -> None:
         """`changed`: whether the store may be another one than that which the scope's token is of."""
+        delivered = scope == ITEMS and scope in self.whole
         self.whole.discard(scope)
         if scope == ITEMS or self._alone:
             self._renew_token(scope, changed)
-        self._leave(scope, whole=False)
+        if not delivered or not self._say_whole(scope):
+            self._leave(scope, whole=False)
         if scope == ITEMS:
             self.rewrites.add(scope, np.arange(len(self.updater.graph.products), dtype=np.int32))
         else:
@@ -165,12 +174,20 @@ class Completeness:
         if self._sentinel(scope) != self._left.get(scope):
             self._write_again(scope, changed=False)
             return
-        if not self._before_whole(scope):
+        if not self._say_whole(scope):
             self.rewrites.add(scope, np.zeros(0, dtype=np.int32))
-            return
-        if not self._leave(scope, whole=True):
-            return
-        self.whole.add(scope)
+
+    def _say_whole(self, scope: str) -> bool:
+        """Say beside its values that all of a scope is there, and point readers to the version where the others are
+        as well; false where something is not there yet."""
+        if not self._before_whole(scope):
+            return False
+        if self._leave(scope, whole=True):
+            self.whole.add(scope)
+            self._point_readers()
+        return True
+
+    def _point_readers(self) -> None:
         if all(scope in self.whole or self._is_whole(scope) for scope in every_scope(self._partitions)):
             self.sink.insist(lambda: self.serving.set_current(self.sink.model_version))
 

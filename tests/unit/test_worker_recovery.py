@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -264,6 +265,43 @@ def test_a_worker_whose_token_the_store_has_forgotten_takes_a_new_one(world: Wor
     assert {p: world.serving.fence(users_scope(p)) for p in range(PARTITIONS)} == fences
     held = world.users.get(BUNDLE.model_version, ["u0"])[0]
     assert decode_value(held or b"").seq.fence == fences[partition_of(b"u0", PARTITIONS)]
+
+
+def products_of(records: Sequence[Outgoing]) -> set[str]:
+    return {(record.key or b"").decode() for record in records if record.topic == "items"}
+
+
+def test_readers_come_back_once_the_users_are_there_and_products_are_sent_again_behind_them(world: World) -> None:
+    world.publish(Product("p9", NOW), *some(0, 20))
+    made = run(worker(world))
+    lose_the_store(world)
+    world.sent.clear()
+    made.completeness.check_store()
+    assert world.serving.current() is None, "no user is there yet"
+    while world.serving.current() is None:
+        made.completeness.rewrite_once()
+    assert products_of(world.sent) == set()
+    assert {f"{BUNDLE.model_version}:{blob}" for blob in ("ranker", "popular")} <= set(world.serving._blob)
+    run(made)
+    assert products_of(world.sent) == set(made.graph.products.all_names())
+
+
+def test_products_that_were_never_sent_are_not_whole_after_a_loss(world: World) -> None:
+    world.publish(Product("p9", NOW), *some(0, 20))
+    made = worker(world)
+    made.completeness._chunk = 1
+    made.settings = replace(made.settings, rewrite_turn_ms=0.0)
+    while not made.completeness.rewrites:
+        made.turn()
+    lose_the_store(world)
+    world.sent.clear()
+    made.completeness.check_store()
+    while made.completeness.rewrites:
+        assert world.serving.current() is None
+        made.completeness.rewrite_once()
+        if world.serving.current() is not None:
+            break
+    assert products_of(world.sent) == set(made.graph.products.all_names())
 
 
 def test_a_store_that_may_have_gone_back_has_forgotten_who_came_since(world: World) -> None:
