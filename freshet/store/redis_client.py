@@ -15,6 +15,7 @@ from functools import cache
 from itertools import count
 from typing import Any, TypeVar
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
@@ -190,7 +191,7 @@ def _begun(client: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
     """Send commands to one server; what is returned reads the answers, once, and raises the first error that is not
     about where a slot is.
 
-    A pipeline of the client library would wait for the answers at once.
+    A pipeline of the client library would wait for the answers at once, and look at every argument in Python first.
     """
     pool = client.connection_pool
     connection = pool.get_connection()
@@ -206,7 +207,7 @@ def _begun(client: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
             raise
 
     with unless_broken():
-        connection.send_packed_command(connection.pack_commands(commands))
+        connection.send_packed_command([hiredis.pack_command(command) for command in commands])
 
     def answers() -> list[Any]:
         found: list[Any] = []

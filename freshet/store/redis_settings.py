@@ -10,6 +10,8 @@ from freshet.errors import FreshetError
 from freshet.store.credentials import check_files, read_secret, without_password
 
 SENTINEL_PORT = 26379
+KEYS_PER_CALL_MAX = 2_000
+"""A script hands all that it writes to one command, and Lua's stack has room for some four thousand pairs."""
 EXAMPLES = (
     "redis://HOST:PORT/0, redis+cluster://HOST:PORT,HOST:PORT and redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/0 "
     "are some (rediss for TLS); in a password write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
@@ -98,6 +100,8 @@ class RedisSettings:
         for name in ("guard_s", "timeout_ms", "keys_per_call", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
+        if self.keys_per_call > KEYS_PER_CALL_MAX:
+            raise ValueError(f"keys_per_call is {self.keys_per_call}: a script takes {KEYS_PER_CALL_MAX} at the most")
         if self.ttl_s is not None and self.ttl_s < 1:
             raise ValueError(f"ttl_s is {self.ttl_s}: it has to be at least 1, or absent for values that never expire")
         if self.retry_ms < 0:

@@ -29,41 +29,55 @@ _SEQ_IN_LUA = f"^{'%d' * SEQ_DIGITS}%.{'%d' * SEQ_DIGITS}$"
 """What is no `seq` guards nothing: a damaged value is written over, and does not stop a worker for good."""
 
 _HELD = f"""
-  local held, guard = redis.call('GETRANGE', key, {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}), nil
+  local held, guard = taken[key], nil
+  if not held then held = redis.call('GETRANGE', key, {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}) end
   if held == '' then
-    guard = guards .. redis.sha1hex(key)
-    held = redis.call('GET', guard) or ''
+    if guarded == nil then guarded = redis.call('EXISTS', guards .. 'any') == 1 end
+    if guarded then
+      guard = guards .. redis.sha1hex(key)
+      held = redis.call('GET', guard) or ''
+    end
   end
 """
-"""The `seq` that a write has to pass: of the value, else of the deletion; with the latter, the key that holds it.
+"""The `seq` that a write has to pass: of the value (that this call is about to write, or the held one), else of the
+deletion; with the latter, the key that holds it.
 
-Only a user without a value costs a second look-up. The key of a deletion is a digest, made here so that the
-usual write pays nothing for it: a forgotten user's id may not stay.
+Only a user without a value costs a second look-up, and only while any deletion is held. The key of a deletion is a
+digest, made here so that the usual write pays nothing for it: a forgotten user's id may not stay.
 """
 
 UPSERT = f"""
-local ttl, guards, stale = tonumber(ARGV[1]), ARGV[2], {{}}
+local ttl, guards, stale, guarded, taken, sets, n = tonumber(ARGV[1]), ARGV[2], {{}}, nil, {{}}, {{}}, 0
 for i, key in ipairs(KEYS) do
   local value = ARGV[i + 2]
   local new = string.sub(value, {SEQ_PLACE + 1}, {SEQ_PLACE + SEQ_CHARS})
   {_HELD}
   if held < new or (held > new and not string.find(held, '{_SEQ_IN_LUA}')) then
-    if ttl > 0 then redis.call('SET', key, value, 'EX', ttl) else redis.call('SET', key, value) end
+    if ttl > 0 then
+      redis.call('SET', key, value, 'EX', ttl)
+    else
+      n = n + 2
+      sets[n - 1], sets[n] = key, value
+    end
+    taken[key] = new
     if guard and held ~= '' then redis.call('DEL', guard) end
   elseif held > new then
     stale[#stale + 1] = i
   end
 end
+if n > 0 then redis.call('MSET', unpack(sets)) end
 return stale
 """
 
 DELETE = f"""
-local ttl, guards, new, stale = ARGV[1], ARGV[2], ARGV[3], {{}}
+local ttl, guards, new, stale, guarded, taken = tonumber(ARGV[1]), ARGV[2], ARGV[3], {{}}, nil, {{}}
 for i, key in ipairs(KEYS) do
   {_HELD}
   if held < new or (held > new and not string.find(held, '{_SEQ_IN_LUA}')) then
     redis.call('DEL', key)
     redis.call('SET', guards .. redis.sha1hex(key), new, 'EX', ttl)
+    if redis.call('PTTL', guards .. 'any') < 1000 * ttl then redis.call('SET', guards .. 'any', '1', 'EX', ttl) end
+    guarded = true
   elseif held > new then
     stale[#stale + 1] = i
   end

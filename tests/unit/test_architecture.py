@@ -31,6 +31,7 @@ HOME_OF_VENDOR = {
         "freshet/stream/kafka_group.py",
     },
     "redis": {"freshet/store/redis_client.py"},
+    "hiredis": {"freshet/store/redis_client.py"},
     "faiss": {"freshet/store/faiss_search.py"},
     "numba": {
         "freshet/store/kernels.py",
