@@ -41,7 +41,9 @@ def train(
     budget_s: Annotated[
         float | None, typer.Option(min=0.0, help="Seconds to train for; 0 trains all epochs (default).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Two runs with one seed and no budget give the same model to the byte.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Two runs with one seed and no budget give the same model to the byte.")
+    ] = None,
     refit: Annotated[bool, typer.Option(help="Then train as long on everything, the days before the end too.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Keeps the state until the bundle is saved (default: BUNDLE.checkpoint).")
