@@ -28,8 +28,9 @@ NEIGHBORS_MAX = 65_535
 """Longest list that a graph keeps."""
 CODES_MAX = 4_096
 """Most category levels, and words of a description, of one product."""
-BUCKETS_MAX = 2**21
-"""Rows of a table: the codes of a user fit into one number (`UserCodes.joint`)."""
+BUCKETS_MAX = 2**31 - 1
+USER_BUCKETS_MAX = 2**21
+"""Rows of a table of users' features: the codes of a user fit into one number (`UserCodes.joint`)."""
 STEPS_MAX = 1_000_000
 TIME_MS_MAX = 253_402_300_799_999
 """9999-12-31, which no event is after."""
@@ -81,7 +82,9 @@ def check_config(config: TowerConfig, features: FeatureConfig) -> None:
         _require(sound and _amounts([p.view_weight]), "popularity has a setting out of range")
     for name, value in vars(features).items():
         if name.endswith("_buckets"):
-            _require(3 <= value <= BUCKETS_MAX, f"{name} is {value}: it has to be from 3 to {BUCKETS_MAX}")
+            of_users = name in ("age_buckets", "geo_buckets", "signup_buckets")
+            most = USER_BUCKETS_MAX if of_users else BUCKETS_MAX
+            _require(3 <= value <= most, f"{name} is {value}: it has to be from 3 to {most}")
         else:
             low = 0 if name == "description_dim" else 1
             _require(low <= value <= CODES_MAX, f"{name} is {value}: it has to be from {low} to {CODES_MAX}")
