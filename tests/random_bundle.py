@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from freshet.model.bundle import Bundle, FrozenPairs
@@ -37,6 +39,13 @@ ALL_READS = TowerConfig(
     ),
 )
 """Every relation in every place where one may stand."""
+
+OF_SHARDS = replace(
+    ALL_READS,
+    user=LayerReads(ALL_READS.user.outer, {r: g for r, g in ALL_READS.user.inner.items() if r != "co_purchased"}),
+    item=LayerReads(ALL_READS.item.outer, {r: g for r, g in ALL_READS.item.inner.items() if r != "co_purchased"}),
+)
+"""Every relation but those by which a product's state would read what may be in another shard."""
 
 LAYERS = (
     ("user", "outer", ("user",)),

@@ -44,8 +44,8 @@ MUTANTS = (
     ),
     Mutant(
         "begins where the broker does when every snapshot is damaged", "freshet/stream/snapshots.py",
-        "return {} if known else None",
-        "return None",
+        "        if found is None:\n            return {} if known else None",
+        "        if found is None:\n            return None",
         "tests/unit/test_worker_recovery.py",
     ),
     Mutant(
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is served later hides from the rest that the store was lost", "freshet/stream/completeness.py",
-        "for scope in sorted(self.serves) if changed else fences:", "for scope in fences:",
+        "for scope in self._in_turn(self.serves) if changed else fences:", "for scope in fences:",
         "tests/unit/test_worker_recovery.py",
     ),
     Mutant(
@@ -136,7 +136,47 @@ MUTANTS = (
     ),
     Mutant(
         "readers are pointed to a version before all of it is there", "freshet/stream/completeness.py",
-        "        if all(scope in self.whole or self._is_whole(scope) for scope in every_scope(self._partitions)):", "        if True:",
+        "        if all(scope in self.whole or self._is_whole(scope) for scope in every):", "        if True:",
+    ),
+    Mutant(
+        "products that were never sent count as whole after a loss", "freshet/stream/completeness.py",
+        "delivered = is_items(scope) and scope in self.whole", "delivered = is_items(scope)",
+        "tests/unit/test_worker_recovery.py",
+    ),
+    Mutant(
+        "a shard of the products writes those of others", "freshet/stream/updater.py",
+        "return products if self.graph.keeps is None else products[self.graph.keeps(products)]", "return products",
+        "tests/simulation/test_simulation.py::test_every_promise_holds_where_products_are_cut_into_shards",
+    ),
+    Mutant(
+        "a shard does not wait for the first one", "freshet/stream/sharding.py",
+        "return self._shard.is_first or self._first == self._shard.first", "return True",
+        "tests/unit/test_sharding.py",
+    ),
+    Mutant(
+        "a shard of an older cut goes on", "freshet/stream/sharding.py",
+        "            raise CutAnew(self._shard.scope, self._first)", "            pass",
+        "tests/unit/test_sharding.py",
+    ),
+    Mutant(
+        "a shard goes on with the token of when it began to wait", "freshet/stream/worker.py",
+        "        self.sink.fence = self._take_token(scope, floor)\n", "",
+        "tests/unit/test_sharding.py",
+    ),
+    Mutant(
+        "after a loss a shard writes before the first one says what is served", "freshet/stream/worker.py",
+        "return not is_items(scope) or self.cut.check()", "return True",
+        "tests/unit/test_sharding.py",
+    ),
+    Mutant(
+        "what a former cut left counts", "freshet/stream/completeness.py",
+        "        if before is None or shards_in(before.scope) == shards:\n            return", "        return",
+        "tests/unit/test_sharding.py",
+    ),
+    Mutant(
+        "a shard keeps what a snapshot of another cut holds", "freshet/store/merge.py",
+        "            kept = self.graph.keeps(rows)", "            pass",
+        "tests/unit/test_sharding.py",
     ),
     Mutant(
         "is served before it has caught up", "freshet/stream/worker.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,6 +87,8 @@ class GraphStore:
         of users, which is told the states of products."""
         self.limits = limits or GraphLimits()
         self.product_lists = product_lists
+        self.keeps: Callable[[I32], Bool] | None = None
+        """Of which products [n] lists are kept, [n] bool; None: of all."""
         m = self.limits
         self.users = IdMap()
         self.products = IdMap()
@@ -266,6 +269,9 @@ class GraphStore:
         if not self.product_lists:
             return
         src, dst, line, pair_key, flag = self._pairs(rows, products, key)
+        if self.keeps is not None:
+            here = self.keeps(src)
+            src, dst, line, pair_key, flag = src[here], dst[here], line[here], pair_key[here], flag[here]
         if src.shape[0]:
             values = np.full(src.shape[0], np.nan, dtype=np.float32)
             new = self.co_purchased.live.merge(src, dst, rows.time[line], pair_key, values, flag)
@@ -288,6 +294,10 @@ class GraphStore:
             return
         listed = np.where(gone, np.int32(-1), users)
         flags = np.where(gone, np.uint8(kernels.CANCELLED), flags)
+        if self.keeps is not None:
+            here = self.keeps(products)
+            products, listed, flags = products[here], listed[here], flags[here]
+            time, key, value = time[here], key[here], value[here]
         new = reverse.merge(products, listed, time, key, value, flags)
         changed.setdefault(f"{relation}_by", []).append(products[new])
 

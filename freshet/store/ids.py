@@ -37,6 +37,11 @@ class IdMap:
         return len(self._name)
 
     @property
+    def known(self) -> int:
+        """How many ids are known: all that were numbered but those forgotten."""
+        return len(self._number)
+
+    @property
     def hash(self) -> U64:
         """Hash of each id by its number, [n] uint64."""
         return self._hash[: len(self._name)]

@@ -167,6 +167,8 @@ class Merge:
     def name_products(self, numbers: I32, names: list[str]) -> None:
         """These products' foreign numbers [n] and their ids."""
         self.product_of = _with(self.product_of, numbers, self.graph.intern_products(names))
+        if self.graph.keeps is not None:
+            self.graph.keeps(numbers[:0])  # it takes note of new ones here, and not where lists are merged side by side
 
     def name_devices(self, numbers: I32, names: list[str]) -> None:
         """These devices' foreign numbers [n] and their names."""
@@ -230,6 +232,8 @@ class Merge:
             gone = (nbrs < 0) | (part.time <= until[nbrs])
             nbrs = np.where(gone, np.int32(-1), nbrs)
             flags = np.where(gone, part.flag | np.uint8(kernels.CANCELLED), part.flag)
+        if relation not in USER_LISTS and self.graph.keeps is not None:
+            kept = self.graph.keeps(rows)
         k: Bool | slice = slice(None) if kept is None or kept.all() else kept
         new = lists_of(self.graph, relation).merge(
             rows[k], nbrs[k], part.time[k], part.key[k], part.value[k], flags[k]

@@ -365,7 +365,7 @@ class RedisClient:
             )
         if isinstance(e, _PASSING):
             return StoreUnavailable(
-                f"{where} does not take this ({e}): start it (`freshet redis` runs an embedded one), or name another "
+                f"{where} does not answer ({e}): start it (`freshet redis` runs an embedded one), or name another "
                 "with --redis"
             )
         if code in ("MOVED", "ASK", "CROSSSLOT"):

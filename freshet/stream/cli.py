@@ -223,6 +223,9 @@ def worker(
     role: Annotated[
         str | None, typer.Option(help="all: a worker alone; users: several share them; items: one beside those.")
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Of a worker of items: its part of the products, 0/2 and 1/2 for two.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The worker's name; a named worker of users keeps its partitions.")
     ] = None,
@@ -241,7 +244,7 @@ def worker(
     from freshet.stream.starting import run_worker, worker_settings
 
     with Bars(console) as bars:
-        settings = worker_settings(_settings(bootstrap, redis), role, name, standby, snapshots)
+        settings = worker_settings(_settings(bootstrap, redis), role, name, standby, snapshots, shard)
         run_worker(settings, bundle, backfill, backfill_until, index_dir, bars, _stopper())
 
 

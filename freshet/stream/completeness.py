@@ -21,7 +21,15 @@ import msgspec
 import numpy as np
 
 from freshet.store.embeddings import ServingState
-from freshet.stream.rewriting import ITEMS, Rewrites, every_scope, partition_in
+from freshet.stream.rewriting import (
+    ITEMS,
+    Rewrites,
+    every_scope,
+    is_items,
+    partition_in,
+    place_of,
+    shards_in,
+)
 from freshet.stream.sink import Sink
 from freshet.stream.updater import Updater
 
@@ -41,7 +49,12 @@ class Sentinel(msgspec.Struct, frozen=True):
 
 def sentinel_blob(scope: str) -> str:
     """The blob of a version that holds the sentinel of a scope."""
-    return f"sentinel:{scope}"
+    return f"sentinel:{place_of(scope)}"
+
+
+def popular_blob(scope: str) -> str:
+    """The blob of a version that holds the popular products of a shard."""
+    return f"popular:{scope}"
 
 
 def read_sentinel(blob: bytes | None) -> Sentinel | None:
@@ -72,6 +85,11 @@ class Completeness:
         self.serves: set[str] = set()
         self.whole: set[str] = set()
         self.rewrites = Rewrites()
+        self.may_write: Callable[[str], bool] = lambda scope: True
+        """Whether a scope may be written again now; one that may not is asked about again at the next look."""
+        self._held_back: set[str] = set()
+        self._lost: set[str] = set()
+        """Scopes of which the log has said that they are written again, and not yet that they have been."""
         self._worker = worker
         self._partitions = sink.ownership.partitions
         self._before_whole = before_whole
@@ -87,7 +105,7 @@ class Completeness:
         changed = self._look()
         for scope, fence in fences.items():
             self.serves.add(scope)
-            if scope != ITEMS:
+            if not is_items(scope):
                 self.sink.ownership.grant(partition_in(scope), fence)
         for scope in self._in_turn(self.serves) if changed else fences:
             self._write_again(scope, changed)
@@ -95,22 +113,51 @@ class Completeness:
 
     def drop(self, scope: str) -> None:
         """Write a scope no more."""
-        if scope != ITEMS:
+        if not is_items(scope):
             self.sink.ownership.drop(partition_in(scope))
         self.serves.discard(scope)
         self.whole.discard(scope)
         self._left.pop(scope, None)
+        self._held_back.discard(scope)
         self.rewrites.drop(scope)
+
+    def first_of_items(self) -> str | None:
+        """The scope of the first shard of the products, or of all, as its worker has left it; None where none has, and
+        where one that was started since has yet to say what it serves."""
+        sentinel = read_sentinel(self._sentinel(ITEMS))
+        newest = self.sink.insist(lambda: self.serving.fence(ITEMS))
+        return sentinel.scope if sentinel is not None and sentinel.fence == newest else None
+
+    def begin_cut(self, shards: int) -> None:
+        """The first of several shards begins: where products were cut otherwise before, what the others' workers left
+        in a former cut of so many says nothing any more."""
+        before = read_sentinel(self._sentinel(ITEMS))
+        if before is None or shards_in(before.scope) == shards:
+            return
+        for scope in every_scope(0, shards)[1:]:
+            blob = msgspec.json.encode(Sentinel(scope, self._worker, self.sink.fence, False, self._partitions))
+            self.sink.write_blob(sentinel_blob(scope), blob, self.serving)
+            self.sink.write_blob(popular_blob(scope), b"", self.serving)
 
     def check_store(self) -> None:
         """Where the store has lost what was written, or may have, have it written again."""
         self.sink.interrupted = False
         changed = self._look()
-        lost = [s for s in self._in_turn(self.serves) if changed or self._sentinel(s) != self._left.get(s)]
-        for scope in lost:
-            logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
-            self._write_again(scope, changed)
-        if lost:  # a store that went back may hold users who have been forgotten since
+        back = self._held_back
+        lost: dict[str, Sentinel | None] = {}
+        for scope in self._in_turn(self.serves):
+            if changed or scope in back:
+                lost[scope] = None
+            elif (found := self._sentinel(scope)) != self._left.get(scope):
+                lost[scope] = read_sentinel(found)
+        for scope, other in lost.items():
+            if other is None:
+                logger.warning("%s: the store has lost its data or may have; all of it is written again", scope)
+                self._lost.add(scope)
+            else:
+                logger.warning("%s: the worker %s has written it since", scope, other.worker)
+            self._write_again(scope, changed or scope in back)
+        if len(lost) > len(back):  # a store that went back may hold users who have been forgotten since
             self.rewrites.compare(self.sink.held_users())
 
     def rewrite_once(self) -> None:
@@ -120,7 +167,7 @@ class Completeness:
             self.sink.forget_strangers(self.rewrites.take_names(self._chunk))
             return
         scope, nodes, last = taken
-        if scope == ITEMS:
+        if is_items(scope):
             self.updater.publish_states(nodes)
             self.updater.write_products(nodes)
         else:
@@ -138,32 +185,37 @@ class Completeness:
 
     def _in_turn(self, scopes: Iterable[str]) -> list[str]:
         """What is in the store first."""
-        return sorted(scopes, key=lambda scope: (scope == ITEMS, scope))
+        return sorted(scopes, key=lambda scope: (is_items(scope), scope))
 
     def _write_again(self, scope: str, changed: bool) -> None:
         """`changed`: whether the store may be another one than that which the scope's token is of."""
-        delivered = scope == ITEMS and scope in self.whole
+        if not self.may_write(scope):
+            self._held_back.add(scope)
+            return
+        self._held_back.discard(scope)
+        delivered = is_items(scope) and scope in self.whole
         self.whole.discard(scope)
-        if scope == ITEMS or self._alone:
+        if is_items(scope) or self._alone:
             self._renew_token(scope, changed)
         if not delivered or not self._say_whole(scope):
             self._leave(scope, whole=False)
-        if scope == ITEMS:
-            self.rewrites.add(scope, np.arange(len(self.updater.graph.products), dtype=np.int32))
+        if is_items(scope):
+            products = np.arange(len(self.updater.graph.products), dtype=np.int32)
+            self.rewrites.add(scope, self.updater.kept(products))
         else:
             users = self.sink.ownership.members(partition_in(scope))
             self.rewrites.add(scope, users, urgent=self.sink.heard_of(users))  # who shops now before who once did
 
     def _renew_token(self, scope: str, changed: bool) -> None:
         """Take a new token where the store has forgotten the scope's own, or may have forgotten a newer one."""
-        held = self.sink.fence if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
+        held = self.sink.fence if is_items(scope) else self.sink.ownership.fences.get(partition_in(scope))
         if held is None:
             return  # refused a moment ago, and about to be given up
-        last = self.sink.insist(lambda: self.serving.fence(scope))
+        last = self.sink.insist(lambda: self.serving.fence(place_of(scope)))
         if last > held or (last == held and not changed):
             return  # where it is another worker's, what is written next is refused
-        token = self._take_token(scope, held)
-        if scope == ITEMS:
+        token = self._take_token(place_of(scope), held)
+        if is_items(scope):
             self.sink.fence = token
         else:
             self.sink.ownership.grant(partition_in(scope), token)
@@ -176,6 +228,9 @@ class Completeness:
             return
         if not self._say_whole(scope):
             self.rewrites.add(scope, np.zeros(0, dtype=np.int32))
+        elif scope in self._lost:
+            self._lost.discard(scope)
+            logger.warning("%s: all of it has been written again", scope)
 
     def _say_whole(self, scope: str) -> bool:
         """Say beside its values that all of a scope is there, and point readers to the version where the others are
@@ -188,11 +243,19 @@ class Completeness:
         return True
 
     def _point_readers(self) -> None:
-        if all(scope in self.whole or self._is_whole(scope) for scope in every_scope(self._partitions)):
+        mine = next(filter(is_items, self.serves), None)
+        if mine is None:  # into how many shards products are cut is said by the first of their workers
+            sentinel = read_sentinel(self._sentinel(ITEMS))
+            if sentinel is None or not sentinel.whole:
+                return
+            mine = sentinel.scope
+        asked = {mine} if mine not in self.serves else set()
+        every = [scope for scope in every_scope(self._partitions, shards_in(mine)) if scope not in asked]
+        if all(scope in self.whole or self._is_whole(scope) for scope in every):
             self.sink.insist(lambda: self.serving.set_current(self.sink.model_version))
 
     def _leave(self, scope: str, whole: bool) -> bool:
-        fence = None if scope == ITEMS else self.sink.ownership.fences.get(partition_in(scope))
+        fence = None if is_items(scope) else self.sink.ownership.fences.get(partition_in(scope))
         blob = msgspec.json.encode(Sentinel(scope, self._worker, fence or self.sink.fence, whole, self._partitions))
         self._left[scope] = blob
         taken = self.sink.write_blob(sentinel_blob(scope), blob, self.serving, fence)
@@ -207,4 +270,4 @@ class Completeness:
 
     def _is_whole(self, scope: str) -> bool:
         sentinel = read_sentinel(self._sentinel(scope))
-        return sentinel is not None and sentinel.whole
+        return sentinel is not None and sentinel.whole and sentinel.scope == scope

@@ -1,11 +1,12 @@
 """What is to be written again from memory, behind fresh updates: all of a scope, after a takeover or a loss.
 
 A scope is a part of what is served that is written and noted as whole by itself: `users-3`, the users of partition 3,
-or `items`, all products.
+or `items`, all products (or `items-1-of-3`, a shard of them).
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from itertools import islice
 from freshet.store.columns import I32, Bool
 
 ITEMS = "items"
+"""All products, or what the first of several shards of them stands for."""
+SHARD_SCOPE = re.compile(r"items-(\d+)-of-(\d+)")
 STATES = "states"
 """No scope that is written: the states of products that a worker of users is told."""
 
@@ -23,9 +26,31 @@ def users_scope(partition: int) -> str:
     return f"users-{partition}"
 
 
-def every_scope(partitions: int) -> list[str]:
+def items_scope(number: int, of: int) -> str:
+    """The scope of a shard of the products."""
+    return ITEMS if of == 1 else f"items-{number}-of-{of}"
+
+
+def is_items(scope: str) -> bool:
+    """Whether this is a scope of products."""
+    return scope == ITEMS or SHARD_SCOPE.fullmatch(scope) is not None
+
+
+def shards_in(scope: str) -> int:
+    """Into how many shards the products are cut, by a scope of products."""
+    found = SHARD_SCOPE.fullmatch(scope)
+    return int(found[2]) if found else 1
+
+
+def place_of(scope: str) -> str:
+    """Under which name the token and the sentinel of a scope stand. The first shard takes the place of the whole: so
+    whoever knows nothing of shards finds it, and a worker of all products that it replaces is refused."""
+    return ITEMS if is_items(scope) and scope == items_scope(0, shards_in(scope)) else scope
+
+
+def every_scope(partitions: int, shards: int = 1) -> list[str]:
     """All that is served of a shop whose users are in so many partitions."""
-    return [ITEMS, *map(users_scope, range(partitions))]
+    return [*(items_scope(k, shards) for k in range(shards)), *map(users_scope, range(partitions))]
 
 
 def partition_in(scope: str) -> int:

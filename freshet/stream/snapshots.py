@@ -23,11 +23,18 @@ from freshet.store.graph import GraphStore, Touched
 from freshet.store.merge import LimitsDiffer
 from freshet.store.snapshot import LogPart, Part, SnapshotHead, absorb, parts
 from freshet.store.snapshot_file import SnapshotWriter
-from freshet.store.snapshot_places import SnapshotPlace, newest_valid, parse_name, retain, snapshot_name
+from freshet.store.snapshot_places import (
+    SnapshotName,
+    SnapshotPlace,
+    newest_valid,
+    parse_name,
+    retain,
+    snapshot_name,
+)
 from freshet.store.snapshot_settings import SnapshotSettings
 from freshet.stream.membership import TopicPartition
 from freshet.stream.ownership import Ownership
-from freshet.stream.rewriting import ITEMS
+from freshet.stream.rewriting import is_items, items_scope, shards_in
 
 logger = logging.getLogger("freshet.snapshots")
 
@@ -56,10 +63,13 @@ class Writing(Protocol):
 def written(place: SnapshotPlace, head: SnapshotHead, token: str) -> Generator[None, Step, None]:
     """Writes what it is sent; returns after END, when the snapshot is in place.
 
-    Named by the time in `head`, or later, so that it is newer than every other of its scope: they may be by a worker
-    whose clock is ahead, and the newest is read first and kept longest.
+    Named by the time in `head`, or later, so that it is newer than every other of its scope (of products, of every
+    cut): they may be by a worker whose clock is ahead, and the newest is read first and kept longest.
     """
-    others = [name for name in map(parse_name, place.names()) if name is not None and name.scope == head.scope]
+    others = [
+        name for name in map(parse_name, place.names())
+        if name is not None and (name.scope == head.scope or (is_items(name.scope) and is_items(head.scope)))
+    ]  # fmt: skip
     head = replace(head, created_ms=max([head.created_ms, *(name.created_ms + 1 for name in others)]))
     with place.write(snapshot_name(head, token)) as file:
         writer = SnapshotWriter(file)
@@ -192,16 +202,51 @@ class Snapshots:
 
         None where there never was one, empty where none of those there can be used. Damaged ones are named in the log
         and passed over for older ones, and so is the newest whole one where a topic was made anew, or the limits of
-        lists are others, since.
+        lists are others, since. Products may have been cut into another number of shards before: snapshots of all of
+        those serve as well, and the graph keeps of them what is its own.
         """
+        if not is_items(scope):
+            return self._load(scope)
+        known = False
+        for scopes in self._of_items(scope):
+            found = [self._load(one) for one in scopes]
+            known |= any(positions is not None for positions in found)
+            if all(found):
+                each = [positions for positions in found if positions]
+                return {tp: min(positions.get(tp, 0) for positions in each) for tp in set().union(*each)}
+        return {} if known else None
+
+    def _of_items(self, scope: str) -> list[list[str]]:
+        """Scopes that together hold all that one of products may need: itself, or every shard of another number; those
+        of which the oldest snapshot is newest first."""
+        newest: dict[str, int] = {}
+        for name in self._names():
+            if is_items(name.scope):
+                newest[name.scope] = max(name.created_ms, newest.get(name.scope, 0))
+        families = {n: [items_scope(k, n) for k in range(n)] for n in map(shards_in, newest)}
+        families[shards_in(scope)] = [scope]
+        whole = [family for family in families.values() if all(one in newest for one in family)]
+        return sorted(whole, key=lambda family: (min(newest[one] for one in family), family == [scope]), reverse=True)
+
+    def _names(self) -> list[SnapshotName]:
+        try:
+            return [name for name in map(parse_name, self.place.names()) if name is not None]
+        except OSError as e:
+            raise self._unreadable(e) from e
+
+    def _unreadable(self, error: OSError) -> SnapshotsUnreadable:
+        return SnapshotsUnreadable(
+            f"snapshots cannot be read from {self.settings.place}: {error}; mend the place, or name another with "
+            "--snapshots (without one, the topics are read from their start)"
+        )
+
+    def _load(self, scope: str) -> dict[TopicPartition, int] | None:
+        """As `load`, of this very scope."""
         try:
             found = newest_valid(self.place, lambda of: of == scope, logger.warning)
-            known = found is not None or any(n.scope == scope for n in map(parse_name, self.place.names()) if n)
         except OSError as e:
-            raise SnapshotsUnreadable(
-                f"snapshots cannot be read from {self.settings.place}: {e}; mend the place, or name another with "
-                "--snapshots (without one, the topics are read from their start)"
-            ) from e
+            raise self._unreadable(e) from e
+        known = found is not None or any(name.scope == scope for name in self._names())
         if found is None:
             return {} if known else None
         name, reader = found
@@ -292,7 +337,7 @@ class Snapshots:
             tuple(self.logs),
         )  # fmt: skip
         users: Callable[[I32], Bool] | None = None
-        if scope != ITEMS:
+        if not is_items(scope):
             partition = int(scope.removeprefix("users-"))
 
             def users(numbers: I32) -> Bool:
@@ -300,7 +345,7 @@ class Snapshots:
                 return here
 
         copied = parts(
-            self.graph, users, all_of if scope == ITEMS else None, self.settings.entries_per_part
+            self.graph, users, all_of if is_items(scope) else None, self.settings.entries_per_part
         )  # fmt: skip
         self._running = _Running(head, copied, self._begin(written(self.place, head, self._token())))
 

@@ -23,9 +23,10 @@ from freshet.stream.kafka_errors import KafkaUnavailable
 from freshet.stream.membership import Alone, Membership
 from freshet.stream.modelling import day_ms
 from freshet.stream.progress import Bars
-from freshet.stream.rewriting import ITEMS
+from freshet.stream.rewriting import place_of
 from freshet.stream.roles import Role
 from freshet.stream.settings import Settings
+from freshet.stream.sharding import Shard
 from freshet.stream.sink import Stopped
 from freshet.stream.wiring import open_store
 from freshet.stream.worker import Origin, Worker
@@ -43,13 +44,15 @@ START_WAIT_S_MAX = 10.0
 
 def worker_settings(
     settings: Settings, role: str | None = None, name: str | None = None, standby: bool = False,
-    snapshots: str | None = None,
+    snapshots: str | None = None, shard: str | None = None,
 ) -> Settings:  # fmt: skip
-    """Settings with what `freshet worker` overrides."""
+    """Settings with what `freshet worker` overrides. Raises FreshetError for what makes no worker."""
     if role is not None and role not in set(Role):
         raise FreshetError(f"--role {role} is no role of a worker: it is one of {', '.join(Role)}")
-    chosen: dict[str, Any] = {"role": role, "name": name, "follow": standby or None}
+    chosen: dict[str, Any] = {"role": role, "name": name, "follow": standby or None, "shard": shard}
     worker = replace(settings.worker, **{field: value for field, value in chosen.items() if value is not None})
+    if Shard.parse(worker.shard).of > 1 and worker.role != "items":
+        raise FreshetError(f"--shard {worker.shard} is for a worker of items: with it goes --role items")
     if snapshots is not None:
         settings = replace(settings, snapshot=replace(settings.snapshot, place=snapshots))
     return replace(settings, worker=worker)
@@ -77,7 +80,9 @@ def run_worker(
 ) -> None:  # fmt: skip
     """The process `freshet worker`: returns when it was asked to stop and has finished its batch."""
     if settings.worker.role == "items":  # it commits beside the workers of users, not among them
-        settings = replace(settings, kafka=replace(settings.kafka, group_id=f"{settings.kafka.group_id}-items"))
+        shard = Shard.parse(settings.worker.shard)
+        group_id = f"{settings.kafka.group_id}-{place_of(shard.scope)}"
+        settings = replace(settings, kafka=replace(settings.kafka, group_id=group_id))
     from freshet.model.bundle import Bundle
     from freshet.model.frozen import encode_fixture
     from freshet.store.faiss_index import make_index
@@ -107,7 +112,7 @@ def run_worker(
                     gc.freeze()  # the state is long-lived: a collection that walked it would hold up events
                 if not said and worker.state == "live":
                     said = True
-                    bars.say(f"live: {len(worker.graph.users)} users, {len(worker.graph.products)} products")
+                    bars.say(f"live: {worker.graph.users.known} users, {len(worker.graph.products)} products")
             worker.stop()
             if index_dir is not None:
                 index.snapshot(index_dir, bundle.model_version)
@@ -156,8 +161,9 @@ def worker_of(
     from freshet.stream.updater import Updater
 
     role, name = Role(settings.worker.role), settings.worker.name or worker_name(settings)
-    store, names = open_store(settings), settings.topics
-    scope = ITEMS if role.writes_items else f"worker-{name}"
+    store, names, shard = open_store(settings), settings.topics, Shard.parse(settings.worker.shard)
+    shard.check(bundle.config)
+    scope = place_of(shard.scope) if role.writes_items else f"worker-{name}"
     incarnation = wait_for("Redis", store.incarnation, bars, should_stop)
     fence = wait_for("Redis", lambda: store.next_fence(scope, int(time.time() * 1e3)), bars, should_stop)
     graph = GraphStore(settings.graph, product_lists=role.writes_items)
@@ -177,7 +183,7 @@ def worker_of(
             graph, updater, sink, store, consumer, producer, membership, names, described.read, origin,
             settings.worker, settings.popular,
             _snapshots(settings, graph, ownership, bundle.model_version, described.ids),
-            name, settings.deadletter, incarnation, progress=bars.update,
+            name, settings.deadletter, incarnation, shard, progress=bars.update,
         )  # fmt: skip
     finally:
         membership.close()
@@ -188,7 +194,9 @@ def worker_of(
 def worker_name(settings: Settings) -> str:
     """The name of a worker that was given none: one is alone, or one of those of this machine's processes."""
     role = settings.worker.role
-    return f"users-{socket.gethostname()}-{os.getpid()}" if role == "users" else {"all": "worker"}.get(role, role)
+    if role == "users":
+        return f"users-{socket.gethostname()}-{os.getpid()}"
+    return "worker" if role == "all" else Shard.parse(settings.worker.shard).scope
 
 
 def _membership(

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from freshet.stream.worker_status import unserved
+
 SILENT_AFTER_S = 10.0
 """Age of a status from which on its worker is called silent."""
 
@@ -28,6 +30,8 @@ def status_lines(status: Status, now_ms: int) -> list[str]:
     lines = [f"{status['model_version']}: {status['state']}, events up to {_date(status['event_time_max'])}", ""]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     troubles = [line for worker in workers for line in _troubles(worker, now_ms)]
+    if nobodys := unserved(dict(status)):
+        troubles.append(f"nobody serves {_scopes(nobodys)}: start workers for that")
     return [*lines, "", *(troubles or ["nothing is wrong"])]
 
 
@@ -42,11 +46,9 @@ def _row(worker: Status, now_ms: int) -> tuple[str, ...]:
 
 def _troubles(worker: Status, now_ms: int) -> list[str]:
     """What somebody should look at."""
-    name, found = worker["name"], []
-    ended = worker["state"] == "stopped"
-    if _age_s(worker, now_ms) > SILENT_AFTER_S and not ended:
-        found.append(f"{name} has said nothing for {_age_s(worker, now_ms):.0f} s: it has ended or hangs; see its log")
-    if ended:
+    name = worker["name"]
+    found = [f"{said}; see its log" for said in silent([worker], now_ms)]
+    if worker["state"] == "stopped":
         found.append(f"{name} was asked to stop, and nobody has taken over what it served: start a worker")
     found += [f"{name} does not serve {scope}: {why}" for scope, why in worker["stopped"].items()]
     snapshots = worker["snapshots"] or {}
@@ -55,6 +57,15 @@ def _troubles(worker: Status, now_ms: int) -> list[str]:
     if worker["rejected"]:
         found.append(f"{name} has rejected {worker['rejected']:,} records: `freshet deadletter list` shows them")
     return found
+
+
+def silent(workers: Sequence[Status], now_ms: int) -> list[str]:
+    """Which of these workers have stopped talking, in words."""
+    return [
+        f"{worker['name']} has said nothing for {_age_s(worker, now_ms):.0f} s: it has ended or hangs"
+        for worker in workers
+        if _age_s(worker, now_ms) > SILENT_AFTER_S and worker["state"] != "stopped"
+    ]
 
 
 def _age_s(worker: Status, now_ms: int) -> float:

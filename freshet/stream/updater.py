@@ -173,8 +173,13 @@ class Updater:
         self.sink.write_users(known, self.towers.encode_users(known))
         self.totals.users_written += known.shape[0]
 
+    def kept(self, products: I32) -> I32:
+        """Those of these products that this worker writes."""
+        return products if self.graph.keeps is None else products[self.graph.keeps(products)]
+
     def write_products(self, products: I32) -> None:
-        """Encode and write these products; those that are withdrawn are removed."""
+        """Encode and write those of these products that are this worker's; those that are withdrawn are removed."""
+        products = self.kept(products)
         if not products.shape[0] or not self.role.writes_items:
             return
         withdrawn = self.graph.is_withdrawn(products)
@@ -257,7 +262,8 @@ class Updater:
         return 0.0 if since is None else self._monotonic() * 1e3 - since
 
     def publish_states(self, products: I32) -> None:
-        """Tell the workers of users the states of these products."""
+        """Tell the workers of users the states of those of these products that are this worker's."""
+        products = self.kept(products)
         if products.shape[0] and self.sink.states_topic is not None:
             self.sink.publish_states(products, *self.towers.states(products))
 

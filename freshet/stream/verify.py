@@ -24,8 +24,8 @@ from freshet.stream.eventlog import EventLog
 from freshet.stream.events import Kind
 from freshet.stream.kafka_consumer import PartitionConsumer
 from freshet.stream.placement import Placement
-from freshet.stream.rewriting import every_scope
-from freshet.stream.worker_status import combined, read_statuses
+from freshet.stream.status_text import silent
+from freshet.stream.worker_status import combined, read_statuses, unserved
 
 ATOL = 1e-5
 WORST_MAX = 10
@@ -77,6 +77,7 @@ class Report:
 def wait_until_quiet(
     serving: ServingState, version: str, consumer: PartitionConsumer, inputs: Sequence[tuple[str, int]],
     timeout_s: float, sleep: Callable[[float], None] = time.sleep, monotonic: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
 ) -> dict[str, Any]:  # fmt: skip
     """Wait until the workers have applied all that the topics hold now and owe nobody an update.
 
@@ -86,13 +87,14 @@ def wait_until_quiet(
     end = monotonic() + timeout_s
     status: dict[str, Any] = {}
     behind: list[str] = []
+    nobodys: list[str] = []
     goal = {f"{t}/{p}": high for (t, p), (_, high) in consumer.watermarks(inputs).items()}
     while monotonic() < end:
         statuses = read_statuses(serving, version)
         status = combined(statuses) if statuses else {}
         positions = status.get("positions", {})
-        every = every_scope(status["partitions"]) if status else []
-        behind = [f"{scope} is served by nobody" for scope in every if scope not in status["serves"]]
+        nobodys = unserved(status) if status else []
+        behind = [f"{scope} is served by nobody" for scope in nobodys]
         behind += [f"{k} at {positions.get(k, 0)} of {high}" for k, high in goal.items() if positions.get(k, 0) < high]
         owed = sum(status.get(name, 0) for name in ("ripples_waiting", "rewrites_waiting", "undelivered"))
         if status.get("state") in ("live", "stopped") and not behind and not owed:
@@ -100,6 +102,12 @@ def wait_until_quiet(
             if not behind:
                 return status
         sleep(0.1)
+    gone = silent(status.get("workers", [status]), int(wall() * 1e3)) if status else []
+    if gone or nobodys:
+        raise NotQuiet(
+            f"the workers are not quiet after {timeout_s:.0f} s: {'; '.join([*gone, *behind][:4])}. "
+            "See `freshet status`, and start what is missing"
+        )
     raise NotQuiet(
         f"the worker is not quiet after {timeout_s:.0f} s (state {status.get('state', 'unknown')!r}, "
         f"{status.get('ripples_waiting', '?')} ripples waiting, {status.get('undelivered', '?')} records on their "

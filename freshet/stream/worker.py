@@ -19,7 +19,7 @@ import numpy as np
 from freshet.store.columns import EventColumns
 from freshet.store.embeddings import ServingState
 from freshet.store.graph import GraphStore, Touched
-from freshet.store.popular import PopularSettings, popular
+from freshet.store.popular import PopularSettings
 from freshet.store.ranker import dump_ranker
 from freshet.store.snapshot import LogPart
 from freshet.stream.completeness import Completeness
@@ -28,10 +28,12 @@ from freshet.stream.freshness import Freshness
 from freshet.stream.kafka_errors import KafkaError
 from freshet.stream.membership import Membership, TopicPartition
 from freshet.stream.placement import Placement
+from freshet.stream.popular_list import PopularList
 from freshet.stream.reading import Reading, Source
 from freshet.stream.records import Outgoing, Record
-from freshet.stream.rewriting import ITEMS, STATES, users_scope
+from freshet.stream.rewriting import STATES, is_items, place_of, users_scope
 from freshet.stream.roles import Role
+from freshet.stream.sharding import Cut, Shard
 from freshet.stream.sink import Fenced, Sink, Stopped
 from freshet.stream.topics import TopicSettings
 from freshet.stream.updater import Updater
@@ -71,6 +73,9 @@ class WorkerSettings:
     name: str = ""
     """What the worker is called in the status; of a worker of users also its place in the group: started again within
     `session_timeout_ms` under the same name, it keeps its partitions."""
+    shard: str = "0/1"
+    """Of a worker of items, which part of the products it holds, NUMBER/OF: `0/3`, `1/3` and `2/3` are three that
+    hold all."""
     follow: bool = False
     """Whether a worker that shares partitions follows those of others as well, to take one over within seconds; it
     then holds all users in memory."""
@@ -130,45 +135,44 @@ class Worker:
         name: str = "worker",
         letter_limits: DeadLetterLimits | None = None,
         incarnation: str | None = None,
+        shard: Shard | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
-        """`counts`: partitions of each topic that is read; `incarnation`: the store's before the sink had its token."""
+        """`counts`: partitions of each topic that is read; `incarnation`: the store's before the sink had its token;
+        `shard`: of the products, for a worker of items that holds a part of them."""
         self.graph = graph
         self.updater = updater
         self.sink = sink
-        self.serving = serving
-        self.producer = producer
-        self.membership = membership
-        self.topics = topics
-        self.counts = dict(counts)
+        self.serving, self.producer, self.membership = serving, producer, membership
+        self.topics, self.counts = topics, dict(counts)
         self.placement = Placement(counts)
         self.origin = origin
         self.settings = settings or WorkerSettings()
-        self.popular_settings = popular_settings or PopularSettings()
         self.letter_limits = letter_limits or DeadLetterLimits()
         self.snapshots = snapshots
         if snapshots is not None:
             snapshots.on_loaded = self._loaded
             snapshots.add_logs(origin.logs)
             origin.logs = snapshots.logs
-        self.role = updater.role
-        self.name = name
+        self.role, self.name = updater.role, name
+        self.shard = shard or Shard()
+        graph.keeps = self.shard.judge(graph.products)
+        self.popular_list = PopularList(graph, updater.towers.levels, sink, serving, self.shard, popular_settings)
         self.freshness = Freshness()
         self.reading = Reading(consumer, membership, snapshots, sink.should_stop, monotonic, sink.sleep)
         self.completeness = Completeness(
             updater, sink, serving, name, self._before_whole, self.settings.rewrite_chunk, progress,
             self._take_token, alone=not membership.shares, incarnation=incarnation,
         )  # fmt: skip
+        self.completeness.may_write = self._may_write_again
+        self.cut = Cut(self.shard, self.completeness.first_of_items)
         self.gaining: dict[str, Gained] = {}
-        self.ended = False
-        self._begun = False
-        self._built = False
+        self.rejected = 0  # of the records that this worker answers for, those that were no events
+        self.ended = self._begun = self._built = False
         self._wall, self._monotonic, self._progress = wall, monotonic, progress
-        self._popular_tick: int | None = None
-        self._ripple_at = 0.0
-        self._busy_at = 0.0
+        self._ripple_at = self._busy_at = 0.0
         self._committed_at = monotonic()
         self._failures_seen = producer.failures
         self._next: dict[str, float] = {}
@@ -220,7 +224,7 @@ class Worker:
         if self._built:
             if self.sink.interrupted:
                 self._next["store"] = 0.0
-            self._maybe("store", self.settings.sentinel_interval_ms, self.completeness.check_store)
+            self._maybe("store", self.settings.sentinel_interval_ms, self._check_store)
             self._maybe("popular", self.settings.status_interval_ms, self.publish_popular)
         self._maybe("status", self.settings.status_interval_ms, self.publish_status)
         if self.snapshots is not None:
@@ -257,7 +261,7 @@ class Worker:
         """Gain what does not depend on who else is there: the items, or what is told of them. Read who is followed."""
         self._begun = True
         if self.role.writes_items:
-            self._gain({ITEMS: [(topic, p) for topic, n in sorted(self.counts.items()) for p in range(n)]})
+            self._gain({self.shard.scope: [(topic, p) for topic, n in sorted(self.counts.items()) for p in range(n)]})
         else:
             states = self.topics.state_products
             self._gain({STATES: [(states, p) for p in range(self.counts[states])]})
@@ -272,7 +276,7 @@ class Worker:
 
     def _gain(self, scopes: Mapping[str, Sequence[TopicPartition]]) -> None:
         for scope, tps in scopes.items():
-            fence = self.sink.fence if scope in (ITEMS, STATES) else self._take_token(scope)
+            fence = self.sink.fence if scope == STATES or is_items(scope) else self._take_token(scope)
             if self.reading.read(scope, tps):
                 # The end is asked for after the token was taken: what the former owner wrote is behind it.
                 self.gaining[scope] = Gained(fence, self.reading.ends(tps))
@@ -313,6 +317,7 @@ class Worker:
         """Serve the scopes that stand where the topics ended when they were gained; the first ones all together."""
         positions = self.reading.positions
         ready = [s for s, g in self.gaining.items() if all(positions[tp] >= end for tp, end in g.goal.items())]
+        ready = [scope for scope in ready if self._may_serve(scope)]
         if not self._built:
             self._show_catching_up()
             if len(ready) < len(self.gaining):
@@ -321,8 +326,36 @@ class Worker:
             self._built = True
         fences = {scope: self.gaining.pop(scope).fence for scope in ready}
         fences.pop(STATES, None)
+        if self.shard.of > 1 and self.shard.is_first and self.shard.scope in fences:
+            self.completeness.begin_cut(self.shard.of)
         if fences:
             self.completeness.serve(fences)
+
+    def _may_serve(self, scope: str) -> bool:
+        """A shard of products waits for the first one. Its token is taken then, not when it began to wait, and it looks
+        once more afterwards: of two cuts the one whose first worker came later has the later tokens."""
+        if self.shard.is_first or not is_items(scope):
+            return True
+        if self._monotonic() < self._next.get("first shard", 0.0):
+            return False
+        self._next["first shard"] = self._monotonic() + self.settings.sentinel_interval_ms / 1e3
+        if not self.cut.check():
+            return False
+        floor = self.sink.insist(lambda: self.serving.fence(place_of(self.shard.first)))
+        self.sink.fence = self._take_token(scope, floor)
+        if not self.cut.check():
+            return False
+        self.cut.serve()
+        return True
+
+    def _may_write_again(self, scope: str) -> bool:
+        """After a loss, too, a shard waits for the first one, whose sentinel is lost as well."""
+        return not is_items(scope) or self.cut.check()
+
+    def _check_store(self) -> None:
+        if self.shard.scope in self.completeness.serves:
+            self.cut.check()
+        self.completeness.check_store()
 
     def _show_catching_up(self) -> None:
         goals = {tp: end for g in self.gaining.values() for tp, end in g.goal.items()}
@@ -367,11 +400,12 @@ class Worker:
 
     def _before_whole(self, scope: str) -> bool:
         """Items are whole when the changelog has been delivered, and what readers rank with is there."""
-        if scope == ITEMS:
+        if is_items(scope):
             if not self._flush():
                 return False
-            self.publish_ranker()
-            self._popular_tick = None
+            if self.shard.is_first:
+                self.publish_ranker()
+            self.popular_list.lost()
             self.publish_popular()
         return True
 
@@ -428,15 +462,9 @@ class Worker:
         self.sink.write_blob("ranker", dump_ranker(self.updater.towers.bundle.ranker), self.serving)
 
     def publish_popular(self) -> None:
-        """Write the list of popular products when event time has passed a tick."""
-        levels = self.updater.towers.levels
-        if ITEMS not in self.completeness.serves or levels.at_ms == self._popular_tick:
-            return
-        numbers, found = popular(self.graph, levels.values(), self.popular_settings)
-        names = self.graph.products.names(numbers)
-        blob = msgspec.msgpack.encode(list(zip(names, found.round(4).tolist(), strict=True)))
-        self.sink.write_blob("popular", blob, self.serving)
-        self._popular_tick = levels.at_ms
+        """Keep the list of popular products up to date, where products are served."""
+        if self.shard.scope in self.completeness.serves:
+            self.popular_list.publish()
 
     def publish_status(self) -> None:
         """Write what the worker is doing where `freshet status` and `verify` find it."""
@@ -472,7 +500,6 @@ class Worker:
         misplaced = self.placement.misplaced(records)
         if not misplaced:
             return records
-        self.updater.totals.rejected += len(misplaced)
         for place, rejection in misplaced.items():
             self._send_dead_letter(records[place], rejection)
         return [r for i, r in enumerate(records) if i not in misplaced]
@@ -481,6 +508,7 @@ class Worker:
         """Once: by the worker that owns its partition, and not what had been committed, and so delivered, before."""
         if not self._answers_for(record):
             return
+        self.rejected += 1
         if record.offset >= self.reading.committed.get((record.topic, record.partition), 0):
             self.producer.send(to_deadletter(record, rejection, self.topics.deadletter, self.letter_limits))
 
@@ -488,7 +516,7 @@ class Worker:
         if self.role is Role.ALL:
             return True
         if record.topic not in self.topics.by_user:
-            return self.role is Role.ITEMS
+            return self.role is Role.ITEMS and self.shard.is_first
         scope = users_scope(record.partition)
         return self.role is Role.USERS and (scope in self.completeness.serves or scope in self.gaining)
 

@@ -13,7 +13,7 @@ import msgspec
 from freshet.store.embeddings import NamedBlobs
 from freshet.store.snapshot import LogPart
 from freshet.stream.completeness import Sentinel, read_sentinel, sentinel_blob
-from freshet.stream.rewriting import ITEMS, users_scope
+from freshet.stream.rewriting import ITEMS, every_scope, is_items, shards_in, users_scope
 
 if TYPE_CHECKING:
     from freshet.stream.worker import Worker
@@ -37,13 +37,13 @@ def status_of(worker: Worker, now_ms: int) -> dict[str, Any]:
         "fence": sink.fence,
         "origin": msgspec.to_builtins(worker.origin),
         "written_ms": now_ms,
-        "users": len(graph.users),
+        "users": graph.users.known,
         "products": len(graph.products),
         "event_time_max": graph.event_time_max,
         "records": totals.records,
         "events": totals.events,
         "purchase_lines": totals.lines,
-        "rejected": totals.rejected,
+        "rejected": worker.rejected,
         "users_written": totals.users_written,
         "users_rippled": totals.users_rippled,
         "products_written": totals.products_written,
@@ -76,9 +76,11 @@ def read_statuses(blobs: NamedBlobs, version: str) -> list[dict[str, Any]]:
     def sentinel(scope: str) -> Sentinel | None:
         return read_sentinel(blobs.get_blob(f"{version}:{sentinel_blob(scope)}"))
 
-    some = [sentinel(ITEMS), sentinel(users_scope(0))]
-    partitions = max((s.partitions for s in some if s is not None), default=0)
-    some += [sentinel(users_scope(p)) for p in range(1, partitions)]
+    items, users = sentinel(ITEMS), sentinel(users_scope(0))
+    partitions = max((s.partitions for s in (items, users) if s is not None), default=0)
+    every = every_scope(partitions, shards_in(items.scope) if items is not None else 1)
+    known = {every[0]: items, users_scope(0): users}
+    some = [known[scope] if scope in known else sentinel(scope) for scope in every]
     names = {s.worker for s in some if s is not None}
     found = []
     for name in sorted(names):
@@ -94,10 +96,17 @@ def logs_of(status: dict[str, Any]) -> list[LogPart]:
     return list(dict.fromkeys(msgspec.convert(log, LogPart) for one in each for log in one["origin"]["logs"]))
 
 
+def unserved(status: dict[str, Any]) -> list[str]:
+    """What nobody says that they serve, of all that the products' cut and the users' partitions call for."""
+    shards = max((shards_in(scope) for scope in status["serves"] if is_items(scope)), default=1)
+    return [scope for scope in every_scope(status["partitions"], shards) if scope not in status["serves"]]
+
+
 def combined(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One status for several workers, of which `workers` lists each; that of a worker alone as it is.
 
-    What says where a partition stands is the least of those who read it; counts are sums.
+    What says where a partition stands is the least of those who read it; users and products are the most that one of
+    them knows, other counts are sums.
     """
     if len(statuses) == 1:
         return statuses[0]

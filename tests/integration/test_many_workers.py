@@ -14,7 +14,7 @@ from freshet.stream.settings import Settings
 from tests.integration.apache_kafka import ApacheKafka
 from tests.integration.fleet import Fleet
 from tests.integration.load import USERS, some_events
-from tests.random_bundle import random_bundle
+from tests.random_bundle import OF_SHARDS, random_bundle
 
 pytestmark = pytest.mark.integration
 
@@ -90,3 +90,36 @@ def test_a_named_worker_that_comes_back_quickly_moves_nothing(fleet: Fleet) -> N
     assert fleet.serves("a") == mine
     assert {scope: fleet.sentinel(scope).fence for scope in others} == {scope: tokens[scope] for scope in others}
     assert (report := fleet.verify()).passed, report
+
+
+def test_products_are_cut_into_shards_and_put_together_again(fleet: Fleet, tmp_path: Path) -> None:
+    bundle = random_bundle(config=OF_SHARDS, products=("p1", "p2"))
+    bundle.save(tmp_path / "of-shards")
+    fleet.bundle, fleet.version = tmp_path / "of-shards", bundle.model_version
+    fleet.start("a", "users")
+    fleet.start("items", "items")
+    fleet.publish(some_events(0, 150))
+    fleet.wait("snapshots", lambda: fleet.status("items").get("snapshots", {}).get("taken", 0) >= 1)
+    assert fleet.verify().passed
+    assert fleet.kill("items", signal.SIGTERM) == 0
+    fleet.start("first", "items", "--shard", "0/2")
+    fleet.start("second", "items", "--shard", "1/2")
+    fleet.publish(some_events(150, 150))
+    assert (report := fleet.verify()).passed, report
+    assert report.products.compared > 2
+    assert [fleet.serves(name) for name in ("first", "second")] == [{"items-0-of-2"}, {"items-1-of-2"}]
+    assert "-items-" in fleet.log("second").read_text(), "it began with what was snapshotted of all products"
+    fleet.wait("snapshots", lambda: fleet.status("second")["snapshots"]["taken"] >= 1)
+    fleet.kill("second")
+    fleet.publish(some_events(300, 150))
+    fleet.start("second", "items", "--shard", "1/2")
+    assert (report := fleet.verify()).passed, report
+    for name in ("first", "second"):
+        assert fleet.kill(name, signal.SIGTERM) == 0
+    assert "-items-1-of-2-" in fleet.log("second").read_text()
+    fleet.start("items", "items")
+    fleet.publish(some_events(450, 150))
+    fleet.wait("all products again", lambda: fleet.serves("items") == {"items"})
+    assert (report := fleet.verify()).passed, report
+    begun = fleet.log("items").read_text()
+    assert "-items-0-of-2-" in begun and "-items-1-of-2-" in begun

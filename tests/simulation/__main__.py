@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("freshet-sim", description="Run the deterministic simulator over seeds.")
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--shards", type=int, default=1, help="of the products, each with a worker of its own")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", action="store_true", help="one line of JSON at the end, and nothing else")
     parser.add_argument("--again", metavar="SCHEDULE", help="run one schedule, as a failing seed printed it")
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif asked.regressions:
         schedules = regressions()
     else:
-        schedules = [Schedule(seed) for seed in range(asked.first_seed, asked.first_seed + asked.seeds)]
+        schedules = [Schedule(asked.first_seed + i, shards=asked.shards) for i in range(asked.seeds)]
     start, reports = time.monotonic(), []
     for report in play_all(schedules, max(1, asked.jobs), shrink_it=not asked.again and not asked.first_failure):
         reports.append(report)

@@ -13,8 +13,9 @@ from freshet.store.snapshot_places import FolderPlace
 from freshet.stream.membership import Alone, Membership
 from freshet.stream.ownership import Ownership
 from freshet.stream.placement import Placement
-from freshet.stream.rewriting import ITEMS
+from freshet.stream.rewriting import every_scope, place_of
 from freshet.stream.roles import Role
+from freshet.stream.sharding import Shard
 from freshet.stream.sink import Sink, SinkSettings
 from freshet.stream.snapshots import InTurn, Snapshots
 from freshet.stream.topics import kinds
@@ -30,11 +31,15 @@ from tests.simulation.monitor import Monitor
 from tests.simulation.reader_twin import Follower
 from tests.simulation.redis_twin import RedisClient, RedisServer
 from tests.simulation.shape import Shape
-from tests.simulation.shop import BUNDLE, DIM, TOPICS, Shop, rejected
+from tests.simulation.shop import BUNDLE, BUNDLE_OF_SHARDS, DIM, TOPICS, Shop, rejected
 from tests.simulation.world import Fault, Process, Violation, World
 
+Job = tuple[Role, Shard]
+"""What a worker is for."""
 STORM_EFFECTS_MAX = 1_200
 """Effects after which faults cease in any case."""
+ENDINGS = ("crash", "stopped", "Stopped", "Fenced", "CutAnew", "KafkaError", "KafkaUnavailable")
+"""How a worker may end."""
 CALM_TURNS_MAX = 1_500
 """Turns without faults in which everything has to have settled."""
 
@@ -63,21 +68,23 @@ class Cluster:
         s = self.shape
         self.world = World(seed, faults)
         self.world.strike = self._strike
+        self.bundle = BUNDLE if s.shards == 1 else BUNDLE_OF_SHARDS
         topics = dict.fromkeys((*TOPICS.inputs, TOPICS.embeddings_products, TOPICS.state_products), s.partitions)
         self.broker = Broker(self.world, {**topics, TOPICS.deadletter: 1})
         self.redis = RedisServer(self.world)
         self.disk = Disk(self.world)
         self.monitor = Monitor(
-            self.world, self.broker, self.redis, self.disk, BUNDLE.model_version, s.partitions
+            self.world, self.broker, self.redis, self.disk, self.bundle.model_version,
+            every_scope(s.partitions, s.shards),
         )  # fmt: skip
         self.placement = Placement(dict.fromkeys(TOPICS.inputs, s.partitions))
         self.to_publish = list(reversed(Shop(seed, s.records, s.partitions).log[: s.records]))
-        self.follower = Follower(self.broker, s.partitions)
+        self.follower = Follower(self.broker, s.partitions, self.bundle.model_version)
         self.follower.catch_up()
         self.gap_wanted = self.gap_made = False
         self.starts = 0
         self.group = Group(self.world, s.partitions, s.session_s)
-        self._due: list[tuple[float, Role]] = [(0.0, role) for role in self.roles]
+        self._due: list[tuple[float, Job]] = [(0.0, job) for job in self.jobs]
         """Workers that are to be started, and when."""
         self._settled_since: float | None = None
         self.outboxes: dict[str, Outbox] = {}
@@ -90,10 +97,12 @@ class Cluster:
             self.publish()
 
     @property
-    def roles(self) -> list[Role]:
+    def jobs(self) -> list[Job]:
         """Of the workers that are started again when they end."""
-        users = self.shape.users_workers
-        return [Role.ITEMS, *[Role.USERS] * users] if users else [Role.ALL]
+        users, shards = self.shape.users_workers, self.shape.shards
+        if not users:
+            return [(Role.ALL, Shard())]
+        return [*((Role.ITEMS, Shard(k, shards)) for k in range(shards)), *[(Role.USERS, Shard())] * users]
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -126,7 +135,7 @@ class Cluster:
         self.world.say("no fault strikes any more")
         while self.to_publish:
             self.publish()
-        for _ in range(CALM_TURNS_MAX * (1 + 3 * self.shape.users_workers)):
+        for _ in range(CALM_TURNS_MAX * (1 + 3 * (self.shape.users_workers + self.shape.shards - 1))):
             if self.outcome.gap or (self._is_settled() and self._turns_end_quietly()):
                 return
             self._one_turn()
@@ -162,10 +171,14 @@ class Cluster:
     def _alive(self) -> list[Process]:
         return [p for p in self.world.processes if p.alive]
 
-    def start(self, role: Role, spare: bool = False) -> Process:
+    def start(self, job: Job, spare: bool = False) -> Process:
         """Another worker."""
         self.starts += 1
-        process = Process(f"worker-{self.starts}{'' if role is Role.ALL else f'-{role}'}", self._work, role, spare)
+        role, shard = job
+        what = shard.scope if shard.of > 1 else role
+        process = Process(
+            f"worker-{self.starts}{'' if role is Role.ALL else f'-{what}'}", self._work, role, shard, spare
+        )
         self.world.processes = [*self._alive(), process]
         self.monitor.shared |= len(self.world.processes) > 1
         self.world.say(f"{process.name} starts")
@@ -177,9 +190,10 @@ class Cluster:
         outbox = self.outboxes.pop(process.name, None)
         if outbox is not None:
             outbox.crash()
-        others = sum(p.role is process.role for p in self._alive()) + sum(r is process.role for _, r in self._due)
-        if others < self.roles.count(process.role):
-            self._due.append((world.now_s + world.rng.random() * 0.05, process.role))
+        job = process.role, process.shard
+        others = sum((p.role, p.shard) == job for p in self._alive()) + sum(due == job for _, due in self._due)
+        if others < self.jobs.count(job):
+            self._due.append((world.now_s + world.rng.random() * 0.05, job))
         self.monitor.check_disk()
         if process.ended == "OffsetGap":
             if self.gap_made:
@@ -188,7 +202,7 @@ class Cluster:
                 world.violate(f"{process.name}: {process.error}")
         elif isinstance(process.error, OSError) and self._is_starting(process):
             pass  # where snapshots cannot be read, a worker does not start without them
-        elif process.ended not in ("crash", "stopped", "Stopped", "Fenced", "KafkaError", "KafkaUnavailable"):
+        elif process.ended not in ENDINGS:
             import traceback
 
             world.violate("".join(traceback.format_exception(process.error)[-6:]))
@@ -208,9 +222,11 @@ class Cluster:
         store = RedisClient(self.redis, process, self.monitor.store, s.late_writes)
         process.parts["store"] = store
         role, name = process.role, process.name if process.role is Role.USERS else "worker"
+        if process.shard.of > 1:
+            name = process.shard.scope
         while True:
             try:
-                scope = ITEMS if role.writes_items else f"worker-{name}"
+                scope = place_of(process.shard.scope) if role.writes_items else f"worker-{name}"
                 incarnation = store.incarnation()
                 fence = store.next_fence(scope, int(world.wall(process) * 1e3))
                 break
@@ -218,17 +234,18 @@ class Cluster:
                 world.sleep(process, 0.05)
         graph = GraphStore(LIMITS, product_lists=role.writes_items)
         producer = Outbox(self.broker, process)
-        consumer = Source(self.broker, process, "items" if role is Role.ITEMS else "workers", s.batch_max)
+        group = place_of(process.shard.scope) if role is Role.ITEMS else "workers"
+        consumer = Source(self.broker, process, group, s.batch_max)
         self.outboxes[process.name] = process.parts["outbox"] = producer
         ownership = Ownership(graph.users, s.partitions)
         sink = Sink(
-            graph, store, MemoryItemIndex(DIM), producer, TOPICS.embeddings_products, BUNDLE.model_version, DIM,
+            graph, store, MemoryItemIndex(DIM), producer, TOPICS.embeddings_products, self.bundle.model_version, DIM,
             ownership, fence, SinkSettings(retry_ms_min=5.0, retry_ms_max=20.0), wall=lambda: world.wall(process),
             should_stop=lambda: process.stopping, sleep=lambda seconds: world.sleep(process, seconds),
             states_topic=TOPICS.state_products if role is Role.ITEMS else None,
         )  # fmt: skip
         updater = Updater(
-            graph, FrozenTowers(BUNDLE, graph), sink, kinds(TOPICS), None, s.ripple, world.monotonic, role
+            graph, FrozenTowers(self.bundle, graph), sink, kinds(TOPICS), None, s.ripple, world.monotonic, role
         )  # fmt: skip
         snapshots = None
         if s.snapshots is not None:
@@ -236,7 +253,7 @@ class Cluster:
             born = self.starts  # of this one, whoever starts later
             token = iter(f"{born:03d}{n:05d}" for n in range(99_999))
             snapshots = Snapshots(
-                graph, ownership, place, s.snapshots, BUNDLE.model_version, {}, lambda: world.wall(process),
+                graph, ownership, place, s.snapshots, self.bundle.model_version, {}, lambda: world.wall(process),
                 world.monotonic, InTurn, lambda: next(token),
             )  # fmt: skip
         member: Membership = Alone(s.partitions if role is Role.ALL else 0, consumer)
@@ -245,7 +262,7 @@ class Cluster:
             member, read = Member(self.group, process, consumer), (*TOPICS.by_user, TOPICS.state_products)
         worker = Worker(
             graph, updater, sink, store, consumer, producer, member, TOPICS, dict.fromkeys(read, s.partitions),
-            Origin(), s.worker, snapshots=snapshots, name=name, incarnation=incarnation,
+            Origin(), s.worker, snapshots=snapshots, name=name, incarnation=incarnation, shard=process.shard,
             wall=lambda: world.wall(process), monotonic=world.monotonic,
         )  # fmt: skip
         process.parts["worker"] = worker

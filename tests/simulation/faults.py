@@ -59,7 +59,7 @@ def _stop(cluster: Cluster, fault: Fault, process: Process) -> None:
 
 def _second(cluster: Cluster, fault: Fault, process: Process) -> None:
     """Another worker starts beside this one, which may fall asleep for a while."""
-    cluster.start(process.role, spare=True)
+    cluster.start((process.role, process.shard), spare=True)
     process.asleep_until = cluster.world.now_s + fault.size / 1e3
 
 

@@ -14,7 +14,7 @@ from freshet.stream.completeness import read_sentinel, sentinel_blob
 from freshet.stream.deadletter import OFFSET, PARTITION, TOPIC
 from freshet.stream.membership import TopicPartition
 from freshet.stream.records import Record
-from freshet.stream.rewriting import ITEMS, users_scope
+from freshet.stream.rewriting import is_items, users_scope
 from freshet.stream.roles import Role
 from tests.simulation.broker_twin import Broker, Outbox
 from tests.simulation.disk_twin import Disk
@@ -23,19 +23,22 @@ from tests.simulation.shop import TOPICS
 from tests.simulation.world import Process, World
 
 
-def answered(role: Role, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Of these, the offsets of topics whose dead letters a role sends."""
-    topics = {Role.ALL: TOPICS.inputs, Role.USERS: TOPICS.by_user, Role.ITEMS: (TOPICS.products,)}[role]
+def answered(process: Process, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Of these, the offsets of topics whose dead letters a process sends."""
+    of_items = (TOPICS.products,) if process.shard.is_first else ()
+    topics = {Role.ALL: TOPICS.inputs, Role.USERS: TOPICS.by_user, Role.ITEMS: of_items}[process.role]
     return {tp: at for tp, at in offsets.items() if tp[0] in topics}
 
 
 class Monitor:
     """Watches the stores; every broken promise ends the run."""
 
-    def __init__(self, world: World, broker: Broker, redis: RedisServer, disk: Disk, version: str, partitions: int):
+    def __init__(
+        self, world: World, broker: Broker, redis: RedisServer, disk: Disk, version: str, scopes: Sequence[str]
+    ) -> None:
         self.world, self.broker, self.redis, self.disk = world, broker, redis, disk
         self.version = version
-        self.scopes = (ITEMS, *(users_scope(p) for p in range(partitions)))
+        self.scopes = scopes
         self.rejected: set[tuple[str, int, int]] = set()
         """Records that are no events, as they are published."""
         self.forgotten: set[str] = set()
@@ -47,7 +50,8 @@ class Monitor:
         self.committed: dict[TopicPartition, int] = {}
         """The greatest next offsets that any process has committed, whether the broker heard of it or not."""
         self._once_whole: set[tuple[int, str]] = set()
-        """Scopes that were whole since the store was empty; one that moves to another worker is not, for a while."""
+        """Scopes that were whole since the store lost what it held, or some of it; one that moves to another worker is
+        not, for a while."""
         self._letters = 0
         self._delivered: set[tuple[str, int, int]] = set()
         broker.watch = self.commit
@@ -93,7 +97,7 @@ class Monitor:
         if version != self.version or self.redis.losses != client.incarnation_at:
             return
         for scope in self.scopes:
-            if (self.redis.emptied, scope) not in self._once_whole:
+            if (self.redis.losses, scope) not in self._once_whole and not self._came_back_whole(scope):
                 self.world.violate(f"{process.name} pointed readers to {version}, and {scope} never was whole")
         worker: Any = process.parts["worker"]
         graph = worker.graph
@@ -103,22 +107,28 @@ class Monitor:
         if missing and worker.role is Role.ALL:
             self.world.violate(f"{process.name} pointed readers to {version}, and it lacks {missing}")
 
+    def _came_back_whole(self, scope: str) -> bool:
+        """Whether the copy of its past that the store has come back with held all of a scope."""
+        _, blob = self.redis.began_with.get(f"{self.version}:{sentinel_blob(scope)}", ("", None))
+        sentinel = read_sentinel(blob)
+        return sentinel is not None and sentinel.whole and sentinel.scope == scope
+
     def _blob(self, process: Process, name: str, blob: bytes) -> None:
         """Items are whole when readers' own indexes can be."""
         sentinel = read_sentinel(blob) if name.startswith(f"{self.version}:{sentinel_blob('')}") else None
         if sentinel is None or not sentinel.whole:
             return
-        self._once_whole.add((self.redis.emptied, sentinel.scope))
+        self._once_whole.add((self.redis.losses, sentinel.scope))
         outbox = process.parts["outbox"]
         assert isinstance(outbox, Outbox)
-        if sentinel.scope == ITEMS and outbox.undelivered(TOPICS.embeddings_products):
+        if is_items(sentinel.scope) and outbox.undelivered(TOPICS.embeddings_products):
             self.world.violate(f"{process.name} says that items are whole, and some are not delivered to readers yet")
 
     # --- offsets --------------------------------------------------------------------------------
 
     def commit(self, process: Process, offsets: Mapping[TopicPartition, int]) -> None:
         """What is committed has been written, and its dead letters delivered."""
-        self.check_delivered(answered(process.role, offsets), f"{process.name} committed")
+        self.check_delivered(answered(process, offsets), f"{process.name} committed")
         served = self.served_from.get(process.name, {})
         for tp, end in offsets.items():
             for record in self.broker.log[tp][served.get(tp, end) : end]:
@@ -167,7 +177,7 @@ class Monitor:
         reader = SnapshotReader(io.BytesIO(data), name)
         reader.verify()
         head = reader.head
-        self.check_delivered(answered(process.role, head.positions), f"{process.name} put {name} in place")
+        self.check_delivered(answered(process, head.positions), f"{process.name} put {name} in place")
         ahead = {tp: at for tp, at in head.positions.items() if self.committed.get(tp, 0) < at}
         if ahead:
             self.world.violate(f"{process.name} put {name} in place, and its offsets are not committed: {ahead}")

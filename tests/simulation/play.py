@@ -30,6 +30,7 @@ class Schedule(msgspec.Struct, omit_defaults=True):
     faults: list[tuple[str, int, str, int]] | None = None
     records: int | None = None
     published_first: int | None = None
+    shards: int = 1
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Report:
 def play(schedule: Schedule, shrink_it: bool = True) -> Report:
     """Run a schedule; of one that breaks a promise find the smallest that still does."""
     logging.disable(logging.CRITICAL)
-    shape = Shape.of(schedule.seed)
+    shape = Shape.of(schedule.seed).sharded(schedule.shards)
     if schedule.records is not None:
         first = schedule.records if schedule.published_first is None else schedule.published_first
         shape = replace(shape, records=schedule.records, published_first=first)
@@ -63,7 +64,7 @@ def play(schedule: Schedule, shrink_it: bool = True) -> Report:
     if found.violation is not None and shrink_it:
         least, shape = schedules.shrink(found, shape)
         kept = [(f.on, f.nth, f.what, f.size) for f in least.faults]
-        again = Schedule(found.seed, "", kept, shape.records, shape.published_first)
+        again = Schedule(found.seed, "", kept, shape.records, shape.published_first, shape.shards)
         report.schedule, report.trace = msgspec.json.encode(again).decode(), least.trace
         report.shrunk = least.violation
     return report

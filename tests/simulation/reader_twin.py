@@ -9,21 +9,21 @@ from freshet.store.index import ItemIndex, MemoryItemIndex
 from freshet.stream.follower import IndexFollower, ProductIndexes
 from freshet.stream.records import Record
 from tests.simulation.broker_twin import Broker
-from tests.simulation.shop import BUNDLE, DIM, TOPICS
+from tests.simulation.shop import DIM, TOPICS
 
 
 class Follower(IndexFollower):
     """A reader's index; its reading meets no faults."""
 
-    def __init__(self, broker: Broker, partitions: int) -> None:
-        self.broker = broker
+    def __init__(self, broker: Broker, partitions: int, version: str) -> None:
+        self.broker, self.version = broker, version
         self._at: dict[tuple[str, int], int] = {}
         super().__init__(self, TOPICS.embeddings_products, partitions, ProductIndexes(MemoryItemIndex))  # type: ignore[arg-type]
 
     @property
     def index(self) -> ItemIndex:
         """What it holds of the one version there is."""
-        return self.indexes.of(BUNDLE.model_version) or MemoryItemIndex(DIM)
+        return self.indexes.of(self.version) or MemoryItemIndex(DIM)
 
     def watermarks(self, places: Any) -> dict[tuple[str, int], tuple[int, int]]:
         """As of a consumer."""

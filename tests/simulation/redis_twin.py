@@ -31,8 +31,9 @@ class RedisServer:
         self.lose_answers = 0
         """Calls that will be carried out and whose answers will not arrive."""
         self.losses = 0
-        """How often it was emptied or went back, and how often emptied."""
-        self.emptied = 0
+        """How often it was emptied or went back."""
+        self.began_with: dict[str, tuple[str, bytes]] = {}
+        """What it held besides values, as it came back last."""
         self._copies: list[tuple[dict[str, object], dict[str, object]]] = []
         self._copied_at = 0
 
@@ -46,7 +47,6 @@ class RedisServer:
         """All is lost, and a new server is there."""
         self.values = MemoryEmbeddingStore(monotonic=lambda: self.world.now_s)
         self.state = MemoryServingState()
-        self.emptied += 1
         self._started_again()
 
     def back_to(self, which: int) -> None:
@@ -62,6 +62,7 @@ class RedisServer:
     def _started_again(self) -> None:
         self.incarnation += 1
         self.losses += 1
+        self.began_with = dict(self.state._blob)
 
 
 def _copied(of: object) -> dict[str, object]:

@@ -27,6 +27,12 @@ class Shape:
     session_s: float
     late_writes: bool
     """Whether what a worker sends to the store lands at the last moment, not at once."""
+    shards: int = 1
+    """Into how many the products are cut, each with a worker of its own."""
+
+    def sharded(self, shards: int) -> Shape:
+        """With the products cut into so many, and so with workers of users of their own."""
+        return replace(self, shards=shards, users_workers=max(1, self.users_workers)) if shards > 1 else self
 
     @staticmethod
     def of(seed: int) -> Shape:

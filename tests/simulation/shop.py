@@ -28,7 +28,7 @@ from freshet.stream.sink import Sink
 from freshet.stream.topics import TopicSettings
 from freshet.stream.updater import Updater
 from tests.property.logs import LIMITS
-from tests.random_bundle import random_bundle
+from tests.random_bundle import OF_SHARDS, random_bundle
 from tests.simulation.world import START_MS
 
 TOPICS = TopicSettings()
@@ -36,6 +36,8 @@ DIM = 16
 SPAN_MS = 60
 """Event times lie so far apart at most: a few ticks of the bundle's popularity."""
 BUNDLE = random_bundle(products=("product-a", "product-b"), cut_ms=START_MS)
+BUNDLE_OF_SHARDS = random_bundle(1, OF_SHARDS, products=("product-a", "product-b"), cut_ms=START_MS)
+"""For products that are cut into shards: no state reads the list of a product that may be in another one."""
 USERS = tuple(f"shopper-{n:02d}" for n in range(12))
 PRODUCTS = tuple(f"product-{c}" for c in "abcdefg")
 DAYS_MS = 86_400_000

@@ -21,6 +21,13 @@ def test_every_promise_holds_over_a_thousand_seeds() -> None:
     assert {"crash before", "crash after", "Redis goes back", "a second worker", "is taken for dead"} <= struck
 
 
+@pytest.mark.parametrize(("shards", "seeds"), [(2, 150), (3, 50)])
+def test_every_promise_holds_where_products_are_cut_into_shards(shards: int, seeds: int) -> None:
+    schedules = [Schedule(20_000 + i, shards=shards) for i in range(seeds)]
+    broken = {r.seed: r.violation for r in play_all(schedules, JOBS, shrink_it=False) if r.violation}
+    assert not broken, f"{broken}; again: freshet-sim --seeds 1 --shards {shards} --first-seed SEED"
+
+
 def test_a_gap_is_refused_and_never_jumped_over() -> None:
     gaps = [("any", 60 + seed % 100, "retention leaves a gap", 0) for seed in range(120)]
     reports = list(play_all([Schedule(7000 + i, faults=[gap]) for i, gap in enumerate(gaps)], JOBS, shrink_it=False))

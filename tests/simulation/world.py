@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from freshet.stream.roles import Role
+from freshet.stream.sharding import Shard
 
 START_MS = 1_700_000_000_000
 """Wall-clock time at which a run begins."""
@@ -48,6 +49,7 @@ class Process:
     name: str
     main: Callable[[Process], None]
     role: Role = Role.ALL
+    shard: Shard = field(default_factory=Shard)
     spare: bool = False
     """Nobody starts it again: it came beside others."""
     wall_ahead_s: float = 0.0

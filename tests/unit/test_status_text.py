@@ -17,7 +17,8 @@ def worker(name: str = "worker", **changed: Any) -> dict[str, Any]:
         "purchase_lines": 0, "users_written": 0, "users_rippled": 0, "products_written": 0, "ripples_waiting": 3,
         "rewrites_waiting": 1_000, "undelivered": 0, "ripple_staleness_ms": 0.0, "positions": {"v/0": 5},
         "freshness_ms": {"p50": 11.6, "p99": 40.2}, "serves": ["items", "users-0", "users-1", "users-2", "users-10"],
-        "stopped": {}, "snapshots": {"taken": 1, "due": 0, "error": None, "pause_ms_max": 1.0}, **changed,
+        "partitions": 0, "stopped": {}, "snapshots": {"taken": 1, "due": 0, "error": None, "pause_ms_max": 1.0},
+        **changed,
     }  # fmt: skip
 
 
@@ -53,3 +54,12 @@ def test_a_worker_that_was_stopped_is_not_called_silent_and_columns_line_up() ->
     ]
     assert len({line.index("all") for line in lines[3:5]} | {lines[2].index("role")}) == 1
     assert "events up to none yet" in status_lines(combined([worker(event_time_max=-(2**63))]), NOW)[0]
+
+
+def test_what_nobody_serves_is_said() -> None:
+    first = worker("items-0-of-3", role="items", serves=["items-0-of-3"], partitions=4)
+    users = worker("u1", role="users", serves=["users-0", "users-3"], partitions=4)
+    lines = status_lines(combined([first, users]), NOW)
+    assert lines[-1] == "nobody serves items-1-of-3, items-2-of-3, users 1-2: start workers for that"
+    alone = worker(serves=["items", "users-0"], partitions=1)
+    assert status_lines(combined([alone]), NOW)[-1] == "nothing is wrong"

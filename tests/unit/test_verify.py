@@ -46,13 +46,15 @@ def status(name: str, role: str, serves: Sequence[str], reads: Sequence[int], **
     return found | changed
 
 
-def quiet(*statuses: dict[str, Any]) -> dict[str, Any]:
+def quiet(*statuses: dict[str, Any], wall_s: float = 5.0) -> dict[str, Any]:
     now = [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    return wait_until_quiet(Blobs(statuses), "v", Ends(), INPUTS, 1.0, sleep, lambda: now[0])  # type: ignore[arg-type]
+    return wait_until_quiet(
+        Blobs(statuses), "v", Ends(), INPUTS, 1.0, sleep, lambda: now[0], lambda: wall_s  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 ITEMS_READ_ALL = status("items", "items", [ITEMS], range(PARTITIONS))
@@ -75,6 +77,12 @@ def test_workers_that_read_everything_and_owe_nothing_are_quiet() -> None:
 def test_what_is_still_to_come_is_waited_for(users: dict[str, Any], said: str) -> None:
     with pytest.raises(NotQuiet, match=said):
         quiet(ITEMS_READ_ALL, users)
+
+
+def test_a_worker_that_is_gone_is_named_and_not_the_producers() -> None:
+    users = status("a", "users", every_scope(2)[1:], range(2), positions={"view/0": 111, "view/1": 110})
+    with pytest.raises(NotQuiet, match=r"a has said nothing for 14 s: it has ended or hangs; .*110 of 111.*start what"):
+        quiet(ITEMS_READ_ALL | {"written_ms": 13_000}, users, wall_s=14.0)
 
 
 class Holds:

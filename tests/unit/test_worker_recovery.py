@@ -326,6 +326,18 @@ def test_no_token_is_taken_over_one_that_the_store_knows(world: World) -> None:
     assert second.state == "live"
 
 
+def test_users_of_a_partition_that_went_away_are_not_counted(world: World) -> None:
+    world.publish(*some(0, 40))
+    group = Group(world)
+    for partitions in ([0], [0, 1]):
+        group.moves = [("gained", partitions)]
+        made = run(worker(world, group))
+        mine = sum(partition_of(f"u{i}".encode(), PARTITIONS) in partitions for i in range(6))
+        assert made.status()["users"] == mine > 0
+        group.moves = [("lost", partitions)]
+        assert run(made).status()["users"] == 0
+
+
 def test_whose_a_partition_is_the_group_says_and_not_who_lost_the_store_last(world: World) -> None:
     group = Group(world)
     group.moves = [("gained", [0])]
