@@ -117,7 +117,7 @@ def _opened(place: str | None) -> Iterator[tuple[str, SnapshotPlace]]:
 
     where = place or from_environment(os.environ).snapshot.place
     if where is None:
-        raise FreshetError("no place for snapshots is set: give --place, or set FRESHET_SNAPSHOT_PLACE")
+        raise FreshetError("no place for snapshots is set: name one with --snapshots, or set FRESHET_SNAPSHOT_PLACE")
     try:
         yield where, open_place(where)
     except OSError as e:
@@ -130,7 +130,7 @@ def _chosen(place: SnapshotPlace, where: str, name: str | None, all_of_them: boo
     if name is not None and name not in names:
         raise FreshetError(f"there is no snapshot {name!r} at {where}: freshet snapshot list names those there are")
     if not names:
-        raise FreshetError(f"there are no snapshots at {where}: check --place")
+        raise FreshetError(f"there are no snapshots at {where}: check --snapshots")
     return [name] if name is not None else names if all_of_them else names[:1]
 
 
