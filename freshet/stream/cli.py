@@ -240,12 +240,13 @@ def worker(
 ) -> None:
     """Keep embeddings fresh: consume the topics, write to Redis and the item index, until SIGTERM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: small batches lose by a second thread
+    should_stop = _stopper()  # who is asked to stop while all this is loaded ends with 0 as well
     from freshet.stream.progress import Bars
     from freshet.stream.starting import run_worker, worker_settings
 
     with Bars(console) as bars:
         settings = worker_settings(_settings(bootstrap, redis), role, name, standby, snapshots, shard)
-        run_worker(settings, bundle, backfill, backfill_until, index_dir, bars, _stopper())
+        run_worker(settings, bundle, backfill, backfill_until, index_dir, bars, should_stop)
 
 
 def _stopper() -> Callable[[], bool]:

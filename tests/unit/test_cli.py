@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -140,3 +141,17 @@ def test_a_part_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) ->
     done = freshet_process("dayzero", TINY, "--bundle", tmp_path / "bundle", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == EXIT_USAGE
     assert "freshet[train]" in one_line(done)
+
+
+def test_a_worker_that_is_asked_to_stop_while_it_is_loaded_ends_as_asked() -> None:
+    program = """
+import os, signal, sys, types
+starting = types.ModuleType("freshet.stream.starting")
+starting.worker_settings = lambda *given: os.kill(os.getpid(), signal.SIGTERM)
+starting.run_worker = lambda *given: print("asked to stop:", given[-1]())
+sys.modules[starting.__name__] = starting
+from freshet.stream.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, "worker"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "asked to stop: True\n"), done.stderr
