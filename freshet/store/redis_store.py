@@ -32,7 +32,7 @@ _HELD = f"""
   local held, guard = taken[key], nil
   if not held then held = redis.call('GETRANGE', key, {SEQ_PLACE}, {SEQ_PLACE + SEQ_CHARS - 1}) end
   if held == '' then
-    if guarded == nil then guarded = redis.call('EXISTS', guards .. 'any') == 1 end
+    if guarded == nil then guarded = redis.call('GET', guards .. 'any') ~= false end
     if guarded then
       guard = guards .. redis.sha1hex(key)
       held = redis.call('GET', guard) or ''
