@@ -13,7 +13,6 @@ does not depend on its weights: with `--cost-only` they are the closed form's.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from dataclasses import replace
 from itertools import islice
@@ -96,36 +95,31 @@ def main() -> None:
     assert cut_ms is not None and until_ms is not None
     history = History.of(list(log.columns(until_ms=until_ms)))
     window = list(islice(log.raw(since_ms=cut_ms, until_ms=until_ms), args.events))
-    rows = []
     cost(log, dayzero(history, DEFAULT, cut_ms=cut_ms), cut_ms, window[:1])  # who is measured first is not slower by it
+    head = ["encode, ratio", "ripples an event"]
+    if not args.cost_only:
+        head = ["novel recall@20", "MAP@12", "all recall@20", "MAP@12", *head, "training, ratio"]
+    rows: dict[str, list[float]] = {}
     for name, config in variants().items():
         if args.only and args.only not in name and name != "default":
             continue
         if args.cost_only:
-            bundle = dayzero(history, config, cut_ms=cut_ms)
-            rows.append([name, *[math.nan] * 4, *cost(log, bundle, cut_ms, window), 1.0])
-            print(rows[-1], flush=True)
-            continue
-        start = time.perf_counter()
-        bundle = train(history, TrainConfig(validate=False), config, split_ms=cut_ms)
-        seconds = time.perf_counter() - start
-        rows.append([name, *quality(history, bundle, cut_ms, until_ms), *cost(log, bundle, cut_ms, window), seconds])
-        print(rows[-1], flush=True)
-    head = [
-        "variant",
-        "novel recall@20",
-        "MAP@12",
-        "all recall@20",
-        "MAP@12",
-        "encode, ratio",
-        "ripples an event",
-        "training, ratio",
-    ]
-    encode, training = rows[0][5], rows[0][7]
-    for row in rows:
-        row[5], row[7] = row[5] / encode, row[7] / training
-    table(head, [[row[0], *(f"{v:.4f}" for v in row[1:5]), *(f"{v:.2f}" for v in row[5:])] for row in rows])
-    result({row[0]: [round(v, 4) for v in row[1:]] for row in rows})
+            rows[name] = cost(log, dayzero(history, config, cut_ms=cut_ms), cut_ms, window)
+        else:
+            start = time.perf_counter()
+            bundle = train(history, TrainConfig(validate=False), config, split_ms=cut_ms)
+            seconds = time.perf_counter() - start
+            rows[name] = [*quality(history, bundle, cut_ms, until_ms), *cost(log, bundle, cut_ms, window), seconds]
+        print(name, rows[name], flush=True)
+    for place, what in enumerate(head):
+        if what.endswith("ratio"):
+            base = rows["default"][place]
+            for row in rows.values():
+                row[place] /= base
+    digits = [2 if "ratio" in what or "event" in what else 4 for what in head]
+    shown = [[name, *(f"{v:.{d}f}" for v, d in zip(row, digits, strict=True))] for name, row in rows.items()]
+    table(["variant", *head], shown)
+    result({name: [round(v, 4) for v in row] for name, row in rows.items()})
 
 
 def quality(history: History, bundle: Bundle, cut_ms: int, until_ms: int) -> list[float]:

@@ -75,24 +75,23 @@ class Completeness:
     def __init__(
         self, updater: Updater, sink: Sink, serving: ServingState, worker: str, before_whole: Callable[[str], bool],
         chunk: int, progress: Callable[[str, int, int], None], take_token: Callable[[str, int], int], alone: bool,
-        incarnation: str | None = None,
+        incarnation: str | None = None, may_write: Callable[[str], bool] = lambda scope: True,
     ) -> None:  # fmt: skip
         """`take_token(scope, floor)` is a token greater than `floor`; `alone`: no group says whose a partition is;
-        `incarnation`: the store's before any token was taken, and what it is at the first look where this is None."""
+        `incarnation`: the store's before any token was taken, and what it is at the first look where this is None;
+        `may_write(scope)`: whether it may be written again now; where not, it is asked about again at the next look."""
         self.updater = updater
         self.sink = sink
         self.serving = serving
         self.serves: set[str] = set()
         self.whole: set[str] = set()
         self.rewrites = Rewrites()
-        self.may_write: Callable[[str], bool] = lambda scope: True
-        """Whether a scope may be written again now; one that may not is asked about again at the next look."""
         self._held_back: set[str] = set()
         self._lost: set[str] = set()
         """Scopes of which the log has said that they are written again, and not yet that they have been."""
         self._worker = worker
         self._partitions = sink.ownership.partitions
-        self._before_whole = before_whole
+        self._before_whole, self._may_write = before_whole, may_write
         self._chunk = chunk
         self._progress = progress
         self._take_token = take_token
@@ -189,7 +188,7 @@ class Completeness:
 
     def _write_again(self, scope: str, changed: bool) -> None:
         """`changed`: whether the store may be another one than that which the scope's token is of."""
-        if not self.may_write(scope):
+        if not self._may_write(scope):
             self._held_back.add(scope)
             return
         self._held_back.discard(scope)

@@ -26,8 +26,7 @@ class Ownership:
         self._users = users
         self._partition: I32 = np.zeros(0, dtype=np.int32)
         self._placed = 0
-        self._fence: I64 = np.full(partitions + 1, NOT_OWNED, dtype=np.int64)
-        self._owned: Bool = np.zeros(partitions + 1, dtype=np.bool_)  # one more, for UNKNOWN
+        self._fence: I64 = np.full(partitions + 1, NOT_OWNED, dtype=np.int64)  # one more, for UNKNOWN
 
     @classmethod
     def of_all(cls, users: IdMap, fence: int = 1) -> Ownership:
@@ -39,13 +38,11 @@ class Ownership:
     def grant(self, partition: int, fence: int) -> None:
         """Own a partition: its users are written with this token from now on."""
         self.fences[partition] = self._fence[partition] = fence
-        self._owned[partition] = True
 
     def drop(self, partition: int) -> None:
         """Own a partition no more: nothing of its users is written."""
         self.fences.pop(partition, None)
         self._fence[partition] = NOT_OWNED
-        self._owned[partition] = False
 
     def of(self, users: I32) -> I32:
         """The partition of each user, [n] int32."""
@@ -63,7 +60,8 @@ class Ownership:
 
     def mine(self, users: I32) -> Bool:
         """[n] bool: who is on a partition that is owned."""
-        return self._owned[self.of(users)]
+        owned: Bool = self.fences_of(users) != NOT_OWNED
+        return owned
 
     def members(self, partition: int) -> I32:
         """Every user of a partition; some may have lost their names since. No loop over users: the stream waits."""

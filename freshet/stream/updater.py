@@ -51,7 +51,6 @@ class Totals:
     records: int = 0
     events: dict[str, int] = field(default_factory=dict)
     lines: int = 0
-    rejected: int = 0
     users_written: int = 0
     users_rippled: int = 0
     products_written: int = 0
@@ -272,7 +271,6 @@ class Updater:
     def _count(self, records: Sequence[Record], decoded: Decoded, users: int) -> None:
         totals = self.totals
         totals.records += len(records)
-        totals.rejected += len(decoded.rejections)
         totals.users_written += users
         totals.lines += len(decoded.columns.purchases.user)
         for kind, n in decoded.events.items():

@@ -164,9 +164,8 @@ class Worker:
         self.reading = Reading(consumer, membership, snapshots, sink.should_stop, monotonic, sink.sleep)
         self.completeness = Completeness(
             updater, sink, serving, name, self._before_whole, self.settings.rewrite_chunk, progress,
-            self._take_token, alone=not membership.shares, incarnation=incarnation,
+            self._take_token, not membership.shares, incarnation, self._may_write_again,
         )  # fmt: skip
-        self.completeness.may_write = self._may_write_again
         self.cut = Cut(self.shard, self.completeness.first_of_items)
         self.gaining: dict[str, Gained] = {}
         self.rejected = 0  # of the records that this worker answers for, those that were no events
