@@ -207,22 +207,21 @@ class Snapshots:
         """
         if not is_items(scope):
             return self._load(scope)
-        known = False
-        for scopes in self._of_items(scope):
-            found = [self._load(one) for one in scopes]
-            known |= any(positions is not None for positions in found)
-            if all(found):
-                each = [positions for positions in found if positions]
-                return {tp: min(positions.get(tp, 0) for positions in each) for tp in set().union(*each)}
-        return {} if known else None
-
-    def _of_items(self, scope: str) -> list[list[str]]:
-        """Scopes that together hold all that one of products may need: itself, or every shard of another number; those
-        of which the oldest snapshot is newest first."""
         newest: dict[str, int] = {}
         for name in self._names():
             if is_items(name.scope):
                 newest[name.scope] = max(name.created_ms, newest.get(name.scope, 0))
+        for scopes in self._of_items(scope, newest):
+            found = [self._load(one) for one in scopes]
+            if all(found):
+                each = [positions for positions in found if positions]
+                return {tp: min(positions.get(tp, 0) for positions in each) for tp in set().union(*each)}
+        # Of another cut some may be left that are not all of it; there was state, and it is not here.
+        return {} if scope in newest or any(shards_in(one) != shards_in(scope) for one in newest) else None
+
+    def _of_items(self, scope: str, newest: Mapping[str, int]) -> list[list[str]]:
+        """Scopes that together hold all that one of products may need: itself, or every shard of another number; those
+        of which the oldest snapshot is newest first. `newest`: when the newest of each scope was made."""
         families = {n: [items_scope(k, n) for k in range(n)] for n in map(shards_in, newest)}
         families[shards_in(scope)] = [scope]
         whole = [family for family in families.values() if all(one in newest for one in family)]

@@ -167,11 +167,12 @@ def test_all_products_and_other_shards_begin_with_the_snapshots_of_every_shard(t
 
 def test_of_another_cut_a_shard_that_is_missing_makes_the_others_worth_nothing(tmp_path: Path) -> None:
     write(Shard(0, 2), graph_of(Shard(0, 2), 1), tmp_path, 10.0)
-    assert snapshots(graph_of(Shard()), tmp_path, 20.0).load(ITEMS) is None
+    assert snapshots(graph_of(Shard()), tmp_path, 20.0).load(ITEMS) == {}, "state is missing that once was there"
+    assert snapshots(graph_of(Shard(1, 2)), tmp_path, 20.0).load("items-1-of-2") is None, "it never had any"
     write(Shard(1, 2), graph_of(Shard(1, 2), 1), tmp_path, 11.0)
     (damaged,) = tmp_path.glob("*-items-1-of-2-*")
     damaged.write_bytes(damaged.read_bytes()[:-400])
-    assert snapshots(graph_of(Shard()), tmp_path, 20.0).load(ITEMS) == {}, "state is missing that once was there"
+    assert snapshots(graph_of(Shard()), tmp_path, 20.0).load(ITEMS) == {}
 
 
 def test_what_was_snapshotted_last_counts_whatever_the_cut(tmp_path: Path) -> None:
